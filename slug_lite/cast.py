@@ -88,11 +88,17 @@ PEOPLE = {
     "Quinn Mbekiri": Person("HALF_SHAVED", "blue", "g", "NONE", "NONE", ("half-shaved blue hair",)),
     "Rosa Nakamoor": Person("STRAIGHT_STRAND", "pink", "e", "NONE", "NONE", ("long straight pink hair",)),
     "Sami Orlovane": Person("CURLY", "black", "e", "NONE", "EYEPATCH", ("curly black hair", "an eyepatch")),
-    "Tara Petrovale": Person("TWIST_LONG_HAIR", "purple", "f", "NONE", "SUNGLASSES", ("long purple twists", "sunglasses")),
+    "Tara Petrovale": Person(
+        "TWIST_LONG_HAIR", "purple", "f", "NONE", "SUNGLASSES", ("long purple twists", "sunglasses")
+    ),
     "Ugo Quillberg": Person("EVIL_SPIKE", "brown", "b", "NONE", "NONE", ("spiked brown hair",)),
-    "Vera Rossaline": Person("DREADLOCKS", "auburn", "c", "NONE", "PRESCRIPTION_1", ("auburn pigtails", "white glasses")),
+    "Vera Rossaline": Person(
+        "DREADLOCKS", "auburn", "c", "NONE", "PRESCRIPTION_1", ("auburn pigtails", "white glasses")
+    ),
     "Wanda Silvermere": Person("WILD", "silver", "g", "NONE", "NONE", ("wild silver hair",)),
-    "Yuri Thornevik": Person("SHORT_CURLY", "blue", "a", "BEARD_MAGESTIC", "NONE", ("short blue hair", "a long blue beard")),
+    "Yuri Thornevik": Person(
+        "SHORT_CURLY", "blue", "a", "BEARD_MAGESTIC", "NONE", ("short blue hair", "a long blue beard")
+    ),
 }
 
 CHARACTERS = {

@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from . import toonworld
+from . import captions, toonworld
 from .models import Clip
 from .pairs import Pairs
 
@@ -65,7 +65,7 @@ class ClipRecipe:
 
 
 def build_clip(model_cfg: dict = MODEL_CFG, seed: int = 0) -> Clip:
-    """An untrained CLIP of `model_cfg` with open_clip's initialisation, as a `Clip` with its tokenizer and transform."""
+    """An untrained CLIP of `model_cfg` with open_clip's initialisation, with its tokenizer and transform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_clip.CLIP(**model_cfg, output_dict=True)
@@ -96,12 +96,10 @@ class Pool:
         rng = np.random.default_rng([recipe.seed, step, 1])
         sizes = {"people": recipe.people, "characters": recipe.characters, "cells": recipe.cells}
         concepts = [
-            members[i]
-            for group, members in self.groups.items()
-            for i in rng.permutation(len(members))[: sizes[group]]
+            members[i] for group, members in self.groups.items() for i in rng.permutation(len(members))[: sizes[group]]
         ]
         images = np.stack([self.images[c][rng.integers(len(self.images[c]))] for c in concepts])
-        return Pairs(images, [toonworld.caption(c, "train", "mixed", rng) for c in concepts], concepts)
+        return Pairs(images, [captions.caption(c, "train", "mixed", rng) for c in concepts], concepts)
 
 
 def normalise(images: np.ndarray) -> torch.Tensor:
@@ -127,7 +125,9 @@ def _optimizer(model: torch.nn.Module, recipe: ClipRecipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
 
 
-def save_checkpoint(file: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, recipe: dict) -> None:
+def save_checkpoint(
+    file: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, recipe: dict
+) -> None:
     """Weights, AdamW moments and step count in one safetensors file, put in place by an atomic rename."""
     tensors = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
     for name, p in model.named_parameters():
@@ -160,7 +160,9 @@ def _train_step(clip: Clip, optimizer: torch.optim.Optimizer, pairs: Pairs, reci
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     dropping = step < (1 - recipe.whole) * recipe.steps and recipe.patch_dropout > 0
-    model.visual.patch_dropout = open_clip.transformer.PatchDropout(recipe.patch_dropout) if dropping else torch.nn.Identity()
+    model.visual.patch_dropout = (
+        open_clip.transformer.PatchDropout(recipe.patch_dropout) if dropping else torch.nn.Identity()
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed * 1_000_003 + step)
         out = model.train()(normalise(pairs.images), clip.tokens(pairs.captions))
@@ -201,8 +203,13 @@ def train_clip(
             step += 1
             bar.update()
             if step % log_every == 0 or step == recipe.steps:
-                row = {"step": step, "loss": round(float(np.mean(running)), 4), "lr": round(learning_rate(recipe, step - 1), 7),
-                       "logit_scale": round(clip.model.logit_scale.exp().item(), 3), "seconds": round(time.monotonic() - start, 1)}  # fmt: skip
+                row = {
+                    "step": step,
+                    "loss": round(float(np.mean(running)), 4),
+                    "lr": round(learning_rate(recipe, step - 1), 7),
+                    "logit_scale": round(clip.model.logit_scale.exp().item(), 3),
+                    "seconds": round(time.monotonic() - start, 1),
+                }
                 running = []
                 if step % evaluate_every == 0 or step == recipe.steps:
                     clip.model.eval()
@@ -231,7 +238,7 @@ def _log(folder: Path, row: dict) -> None:
 
 def used_tokens(clip: Clip) -> torch.Tensor:
     """Ids of all tokens that some caption of the mini world uses, start, end and padding included."""
-    return torch.cat([clip.tokens(toonworld.vocabulary()).flatten().cpu(), clip.tokens([""]).flatten().cpu()]).unique()
+    return torch.cat([clip.tokens(captions.vocabulary()).flatten().cpu(), clip.tokens([""]).flatten().cpu()]).unique()
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from python_avatars.core import _get_path
 from python_avatars.svg_parser import SVGParser
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "slug_lite"))
-import cast  # noqa: E402  (the script runs from a checkout)
+import cast
 
 OUT = Path(__file__).parents[1] / "slug_lite" / "assets" / "world"
 PARTS = {
