@@ -1,0 +1,274 @@
+"""An edit: what is added to one weight tensor (or, merged, to several), with the papers that say where it belongs.
+
+Deltas are kept in half precision, in memory as in the file: what the search tried is what is stored and applied.
+Edits may be nested and come off in any order. For every edited weight the untouched values are kept aside, and the
+weight is always those values plus the deltas that are on, in the order they came; with none left it is the
+original, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .models import Clip
+
+FORMAT = "slug_lite edit 1"
+DELTA_DTYPE = torch.float16
+
+
+@dataclass
+class _Stack:
+    """The untouched values of a weight and the deltas that are on it now, oldest first."""
+
+    original: Tensor
+    deltas: dict[object, Tensor] = field(default_factory=dict)
+
+    def total(self) -> Tensor:
+        value = self.original
+        for delta in self.deltas.values():
+            value = add_delta(value, delta)
+        return value
+
+
+_STACKS: WeakKeyDictionary[nn.Parameter, _Stack] = WeakKeyDictionary()
+
+
+def add_delta(weight: Tensor, delta: Tensor) -> Tensor:
+    """weight + delta in the weight's dtype: the one way in which a delta is ever added."""
+    return weight + delta.to(weight.device, weight.dtype)
+
+
+def untouched(weight: nn.Parameter) -> Tensor:
+    """A weight's values without any edit that is on it."""
+    stack = _STACKS.get(weight)
+    return weight.detach() if stack is None else stack.original
+
+
+@torch.no_grad()
+def fingerprint(clip: Clip) -> str:
+    """16 hex digits that tell base models apart; edits that are on do not change it.
+
+    SHA-256 over every weight's name, shape and up to 256 evenly spaced values, rounded to bfloat16: the same for
+    a model loaded in fp32 and in bf16.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(clip.weights().items()):
+        flat = untouched(weight).flatten()
+        sample = flat[:: max(1, flat.numel() // 256)][:256].to(torch.bfloat16).cpu()
+        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _version() -> str:
+    try:
+        return version("slug-lite")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "unknown"
+
+
+def _as_clip(target: object) -> Clip:
+    if isinstance(target, Clip):
+        return target
+    if isinstance(target, nn.Module) and hasattr(target, "visual") and hasattr(target, "encode_text"):
+        return Clip(target, None, None)  # weights only: an edit needs neither tokenizer nor transform
+    raise ValueError(f"an edit goes on a Clip or an open_clip model, not on a {type(target).__name__}")
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """deltas: for each layer what is added to it, half precision, in the weight's shape
+    steps: for each layer the step size lambda that made it; concept: what it forgets, in words
+    base: `fingerprint` of the model that it was made for; trace: the search, one row an evaluation (not saved)
+    """
+
+    deltas: dict[str, Tensor]
+    steps: dict[str, float]
+    concept: str
+    base: str
+    version: str = field(default_factory=_version)
+    trace: pd.DataFrame | None = None
+
+    @property
+    def layers(self) -> list[str]:
+        return list(self.deltas)
+
+    @property
+    def layer(self) -> str:
+        if len(self.deltas) != 1:
+            raise ValueError(f"this edit has {len(self.deltas)} layers, see .layers, .steps and .deltas")
+        return next(iter(self.deltas))
+
+    @property
+    def step(self) -> float:
+        return self.steps[self.layer]
+
+    @property
+    def delta(self) -> Tensor:
+        return self.deltas[self.layer]
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{layer} (step {self.steps[layer]:.3g})" for layer in self.layers)
+        return f"Edit(forget {self.concept}: {parts})"
+
+    def check(self, target: object, force: bool = False) -> dict[str, nn.Parameter]:
+        """The weights of `target` that this edit changes; ValueError if it was made for another model.
+
+        force=True lets another model of the same shapes pass.
+        """
+        clip = _as_clip(target)
+        weights = clip.weights()
+        for layer, delta in self.deltas.items():
+            if layer not in weights:
+                raise ValueError(f"the edit changes {layer!r}, which this model does not have")
+            if weights[layer].shape != delta.shape:
+                raise ValueError(
+                    f"the edit's {layer!r} is {tuple(delta.shape)}, the model's is {tuple(weights[layer].shape)}"
+                )
+        if not force and (found := fingerprint(clip)) != self.base:
+            raise ValueError(
+                f"the edit was made for the model {self.base}, this one is {found}; force=True applies it all the same"
+            )
+        return {layer: weights[layer] for layer in self.deltas}
+
+    @contextmanager
+    def on(self, target: Clip | nn.Module, *, force: bool = False) -> Iterator[Clip | nn.Module]:
+        """Put the edit on `target` for the length of a with-block.
+
+        Leaving it, by an exception too, restores weights, requires_grad, .grad and train/eval mode bit for bit.
+        """
+        weights = self.check(target, force)
+        model = _as_clip(target).model
+        grads = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+        modes = [(module, module.training) for module in model.modules()]
+        token = object()
+        try:
+            for layer, weight in weights.items():
+                _put_on(weight, token, self.deltas[layer])
+            yield target
+        finally:
+            for weight in weights.values():
+                _take_off(weight, token)
+            for p, requires_grad, grad, values in grads:
+                p.requires_grad_(requires_grad)
+                p.grad = grad
+                if grad is not None:
+                    with torch.no_grad():
+                        grad.copy_(values)
+            for module, training in modes:
+                module.training = training
+
+    def apply(self, target: Clip | nn.Module, *, force: bool = False) -> None:
+        """Add the edit for good; `revert` takes it off again to rounding, `on` bit for bit."""
+        for layer, weight in self.check(target, force).items():
+            _shift(weight, self.deltas[layer])
+
+    def revert(self, target: Clip | nn.Module) -> None:
+        """Subtract what `apply` added. The fingerprint is that of the edited model then, so it is not asked for."""
+        for layer, weight in self.check(target, force=True).items():
+            _shift(weight, -self.deltas[layer])
+
+    def save(self, file: str | Path) -> Path:
+        """Write the edit as safetensors with its metadata; an existing file is replaced in one go."""
+        file = Path(file)
+        tensors = {layer: delta.contiguous().cpu() for layer, delta in self.deltas.items()}
+        meta = {
+            "format": FORMAT,
+            "concept": self.concept,
+            "base": self.base,
+            "version": self.version,
+            "steps": json.dumps(self.steps),
+        }
+        meta["digest"] = _digest(tensors, meta)
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(save(tensors, metadata=meta))
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        return file
+
+    @classmethod
+    def load(cls, file: str | Path) -> Edit:
+        """Read what `save` wrote. FileNotFoundError, or ValueError for a truncated, foreign or altered file."""
+        file = Path(file)
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no edit file {str(file)!r}")
+        try:
+            with safe_open(file, "pt") as saved:
+                meta = saved.metadata() or {}
+                tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{str(file)!r} is truncated or no safetensors file: {error}") from error
+        if meta.get("format") != FORMAT:
+            raise ValueError(f"{str(file)!r} is no edit: its format is {meta.get('format')!r}, not {FORMAT!r}")
+        if meta.get("digest") != _digest(tensors, {k: v for k, v in meta.items() if k != "digest"}):
+            raise ValueError(f"{str(file)!r} was altered after it was saved: its digest does not match its content")
+        return cls(tensors, json.loads(meta["steps"]), meta["concept"], meta["base"], meta["version"])
+
+
+def _digest(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _put_on(weight: nn.Parameter, token: object, delta: Tensor) -> None:
+    stack = _STACKS.setdefault(weight, _Stack(weight.detach().clone()))
+    stack.deltas[token] = delta
+    weight.copy_(stack.total())
+
+
+@torch.no_grad()
+def _take_off(weight: nn.Parameter, token: object) -> None:
+    stack = _STACKS.get(weight)
+    if stack is None or stack.deltas.pop(token, None) is None:
+        return  # an interrupt came before it was put on
+    weight.copy_(stack.total())
+    if not stack.deltas:
+        del _STACKS[weight]
+
+
+@torch.no_grad()
+def _shift(weight: nn.Parameter, delta: Tensor) -> None:
+    stack = _STACKS.get(weight)
+    if stack is None:
+        weight.copy_(add_delta(weight, delta))
+    else:  # under edits that are on, so that these still come off cleanly
+        stack.original = add_delta(stack.original, delta)
+        weight.copy_(stack.total())
+
+
+def merge(edits: Sequence[Edit]) -> Edit:
+    """One edit that does what all of `edits` do; deltas of a shared layer are added. ValueError if bases differ."""
+    if not edits:
+        raise ValueError("no edits given")
+    bases = {edit.base for edit in edits}
+    if len(bases) > 1:
+        raise ValueError(f"edits of different base models cannot be merged: {', '.join(sorted(bases))}")
+    deltas: dict[str, Tensor] = {}
+    steps: dict[str, float] = {}
+    for edit in edits:
+        for layer, delta in edit.deltas.items():
+            if layer in deltas and deltas[layer].shape != delta.shape:
+                raise ValueError(f"edits disagree on the shape of {layer!r}")
+            summed = delta.float() if layer not in deltas else deltas[layer].float() + delta.float()
+            deltas[layer] = summed.to(DELTA_DTYPE)
+            steps[layer] = steps.get(layer, 0.0) + edit.steps[layer]
+    return Edit(deltas, steps, " + ".join(edit.concept for edit in edits), edits[0].base)

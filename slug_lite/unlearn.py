@@ -1,0 +1,116 @@
+"""The whole method in one function (Cai, Tan, Asif, 2025, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from . import toonworld
+from .edit import Edit, fingerprint
+from .gradients import Gradients, one_shot_gradients
+from .metrics import Validation
+from .models import Clip
+from .pairs import Pairs, unknown
+from .search import Score, Search, make_delta, search_step
+from .selection import pareto_front
+
+
+class NothingForgets(RuntimeError):
+    """No layer of the front could be made to forget within the evaluations allowed; .trace holds what was tried."""
+
+    def __init__(self, message: str, trace: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
+def unlearn(
+    clip: Clip, concept: str | Pairs, retain: Pairs | None = None, *, tower: str | None = None,
+    validate: Validation | Callable[[Clip], Score] | None = None, n_forget: int = 48, n_retain: int = 512,
+    batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 2.0, seed: int = 0,
+    progress: bool = True,
+) -> Edit:  # fmt: skip
+    """Find the edit that makes `clip` forget a concept; the model itself is left as it was.
+
+    concept: a name of the mini world, which supplies all pictures, or a forget set of your own, together with a
+        retain set and `validate`.
+    tower: "vision" or "text" looks there alone. A pipeline of Stable Diffusion can take edits of "text".
+    validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
+        "retain_accuracy".
+    rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`.
+
+    Of the layers on the Pareto front that can be made to forget, the one that keeps the best retained accuracy is
+    taken. Raises KeyError for an unknown name or tower, ValueError for sets that do not fit, `NothingForgets` if
+    no layer's step succeeds.
+    """
+    if tower not in (None, "vision", "text"):
+        raise unknown(tower, ("vision", "text"), "tower")
+    forget, retain, validate, label = _sets(clip, concept, retain, validate, n_forget, n_retain, seed)
+    base = fingerprint(clip)
+    gradients = one_shot_gradients(clip, forget, retain, batch_size=batch_size, progress=progress)
+    front = [layer for layer in pareto_front(gradients.stats) if tower in (None, clip.tower(layer))]
+    found = search_layers(
+        clip, gradients, front, validate, evaluations=evaluations, rule=rule, clearance=clearance, progress=progress
+    )
+    trace = pd.concat([search.trace for search in found.values()], ignore_index=True)
+    layer = best_layer(found)
+    if layer is None:
+        best = trace.sort_values("forget_accuracy").iloc[0]
+        raise NothingForgets(
+            f"none of {len(front)} layers forgot {label!r} in {evaluations} evaluations each; nearest: {best['layer']} "
+            f"at step {best['step']:.3g} with accuracy {best['forget_accuracy']:.0%}. Allow more evaluations, another "
+            f"rule or clearance, or a larger forget set",
+            trace,
+        )
+    step = float(found[layer].step)
+    return Edit({layer: make_delta(gradients.forget[layer], step).cpu()}, {layer: step}, label, base, trace=trace)
+
+
+def search_layers(
+    clip: Clip, gradients: Gradients, layers: list[str], validate: Validation | Callable[[Clip], Score], *,
+    evaluations: int = 10, rule: str = "margin", clearance: float = 2.0, progress: bool = True,
+) -> dict[str, Search]:  # fmt: skip
+    """The step search in each of `layers`, in eval mode; what their edits cannot change is embedded once."""
+    modes = {module: module.training for module in clip.model.modules()}
+    clip.model.eval()
+    try:
+        scorer = validate.prepare(clip) if isinstance(validate, Validation) else None
+        found = {}
+        for layer in tqdm(layers, desc="step search", disable=not progress):
+
+            def score(layer: str = layer) -> Score:
+                return validate(clip) if scorer is None else scorer.score(clip.tower(layer))
+
+            found[layer] = search_step(
+                clip, layer, gradients.forget[layer], score, evaluations=evaluations, rule=rule, clearance=clearance
+            )
+        return found
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def best_layer(found: dict[str, Search]) -> str | None:
+    """Of the layers whose step succeeded, the one that keeps the best retained accuracy; the clearer margin on ties."""
+    able = {layer: search.score for layer, search in found.items() if search.score is not None}
+    return max(able, key=lambda n: (able[n]["retain_accuracy"], able[n].get("clearance", 0.0)), default=None)
+
+
+def _sets(
+    clip: Clip, concept: str | Pairs, retain: Pairs | None, validate: Validation | Callable[[Clip], Score] | None,
+    n_forget: int, n_retain: int, seed: int,
+) -> tuple[Pairs, Pairs, Validation | Callable[[Clip], Score], str]:  # fmt: skip
+    if isinstance(concept, str):
+        size = min(max(clip.image_size, 32), 256)
+        forget = toonworld.pairs(concept, n_forget, seed, size=size)
+        retain = retain or toonworld.retain([concept], n_retain, seed, size=size)
+        return forget, retain, validate or Validation.of_world(concept, seed=seed, size=size), concept
+    if not isinstance(concept, Pairs):
+        raise ValueError(f"concept is a {type(concept).__name__}; give a name of the mini world or Pairs")
+    if retain is None or validate is None:
+        raise ValueError(
+            "a forget set of your own needs a retain set and validate=, a slug_lite.Validation or a function"
+        )
+    shared = set.intersection(*map(set, concept.concepts)) if concept.concepts else set()
+    return concept, retain, validate, " + ".join(sorted(shared)) or "the forget set"
