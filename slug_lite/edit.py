@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .models import Clip
 
@@ -44,7 +44,7 @@ class _Stack:
         return value
 
 
-_STACKS: WeakKeyDictionary[nn.Parameter, _Stack] = WeakKeyDictionary()
+_STACKS = WeakIdKeyDictionary()  # nn.Parameter -> _Stack
 
 
 def add_delta(weight: Tensor, delta: Tensor) -> Tensor:

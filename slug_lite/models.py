@@ -26,7 +26,7 @@ _WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safeten
 
 @dataclass
 class Clip:
-    """An open_clip model with its tokenizer and evaluation transform. Put your own model in: `Clip(model, tok, prep)`."""
+    """An open_clip model with its tokenizer and evaluation transform; a model of your own goes in the same way."""
 
     model: nn.Module
     tokenizer: Callable[[list[str]], Tensor]
