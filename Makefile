@@ -1,0 +1,53 @@
+# make book   environment, all notebooks at mini scale, HTML in _build/html
+# make test   environment, then every test
+# Needs make and Python 3.11, 3.12 or 3.13 (choose one with PYTHON=...). Works offline once the packages are in .venv.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PYTHON ?= python3.12 python3.13 python3.11 python3 python
+PYTEST_ARGS ?=
+
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export DIFFUSERS_OFFLINE := 1
+export JUPYTER_PREFER_ENV_PATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# progress bars draw dead widgets into built pages
+export TQDM_DISABLE := 1
+
+.PHONY: book test lint env requirements clean
+
+book: env
+	$(PY) tools/build_book.py
+
+test: env
+	$(PY) -m ruff check .
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --diff slug_lite tests tools
+
+env: $(STAMP)
+
+# The stamp is written last: an install that was interrupted is taken up again.
+$(STAMP): requirements.txt pyproject.toml
+	@for p in $(PYTHON); do \
+	  if $$p -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; then \
+	    found=$$p; break; fi; done; \
+	if [ -z "$$found" ]; then echo "No Python 3.11 to 3.13 with venv and pip among: $(PYTHON). Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	if ! $(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; then \
+	  echo "Creating $(VENV) with $$found"; $$found -m venv --clear $(VENV); fi
+	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# All supported Pythons and systems at once.
+requirements: env
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile pyproject.toml --universal --python-version 3.11 --extra book --extra test \
+	  --no-annotate --custom-compile-command "make requirements" --output-file requirements.txt --quiet
+
+clean:
+	rm -rf _build
