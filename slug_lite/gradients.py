@@ -160,7 +160,8 @@ def one_shot_gradients(
     if len(chunks) > 1 and chunks[-1].stop - chunks[-1].start < 2:  # a lone pair has nothing to be told apart from
         chunks[-2:] = [slice(chunks[-2].start, chunks[-1].stop)]
     steps = -(-len(forget) // batch_size) + sum(-(-(c.stop - c.start) // batch_size) for c in chunks)
-    with only_gradients_of(clip, names) as weights, tqdm(total=steps, desc="gradients", disable=not progress) as bar:
+    hidden = {} if progress else {"disable": True}  # unset, so that TQDM_DISABLE counts
+    with only_gradients_of(clip, names) as weights, tqdm(total=steps, desc="gradients", **hidden) as bar:
         loss_f = _forget_backward(clip, clip.pixels(forget), clip.tokens(forget.captions), batch_size, bar.update)
         forget_gradients = _collect(weights)
         loss_r = 0.0

@@ -38,8 +38,8 @@ class Clip:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the vision tower computes in."""
-        return next(self.model.visual.parameters()).dtype
+        """The dtype that the vision tower takes pictures in: that of its first convolution."""
+        return next(p for p in self.model.visual.parameters() if p.ndim == 4).dtype
 
     @property
     def image_size(self) -> int:

@@ -77,7 +77,8 @@ def search_layers(
     try:
         scorer = validate.prepare(clip) if isinstance(validate, Validation) else None
         found = {}
-        for layer in tqdm(layers, desc="step search", disable=not progress):
+        hidden = {} if progress else {"disable": True}  # unset, so that TQDM_DISABLE counts
+        for layer in tqdm(layers, desc="step search", **hidden):
 
             def score(layer: str = layer) -> Score:
                 return validate(clip) if scorer is None else scorer.score(clip.tower(layer))

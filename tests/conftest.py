@@ -1,0 +1,49 @@
+"""Models for the tests: a tiny untrained CLIP made anew for each test, and mini CLIP, loaded once."""
+
+import copy
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import slug_lite as slug
+from slug_lite.pretrain import build_clip
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def _tiny():
+    return build_clip(TINY, seed=1)
+
+
+@pytest.fixture
+def tiny(_tiny):
+    return slug.Clip(copy.deepcopy(_tiny.model), _tiny.tokenizer, _tiny.preprocess)
+
+
+@pytest.fixture(scope="session")
+def _mini():
+    return slug.load_clip("mini", device="cpu")
+
+
+@pytest.fixture
+def mini(_mini):
+    """Mini CLIP, with a check that the test left it as it was."""
+    before = {n: p.detach().clone() for n, p in _mini.weights().items()}
+    yield _mini
+    assert all(torch.equal(before[n], p) for n, p in _mini.weights().items()), "the test changed the shared model"
+
+
+@pytest.fixture(scope="session")
+def sets():
+    """A small forget set and retain set, drawn at 32 pixels."""
+    world = slug.toonworld
+    return world.pairs("Ada Sunfield", n=6, size=32), world.retain(["Ada Sunfield"], n=20, size=32)

@@ -1,0 +1,209 @@
+"""Edits: on and off bit for bit, in any order, through files, and only on the model that they were made for."""
+
+import copy
+from contextlib import ExitStack
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import slug_lite as slug
+from slug_lite import edit as E
+
+LAYER = "transformer.resblocks.0.attn.out_proj.weight"
+OTHER = "visual.proj"
+
+
+def make(clip, layer=LAYER, seed=0, concept="Ada Sunfield"):
+    torch.manual_seed(seed)
+    delta = 0.3 * torch.randn_like(clip.weights()[layer])
+    return slug.Edit({layer: delta.half()}, {layer: 1.5}, concept, slug.fingerprint(clip))
+
+
+def state(clip):
+    return {n: t.clone() for n, t in clip.model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_on_changes_one_tensor_and_restores_it(tiny):
+    edit, before = make(tiny), state(tiny)
+    with edit.on(tiny) as inside:
+        assert inside is tiny
+        now = state(tiny)
+        assert [n for n in now if not torch.equal(now[n], before[n])] == [LAYER]
+        assert torch.equal(now[LAYER], before[LAYER] + edit.delta.float())
+    assert same(state(tiny), before) and len(E._STACKS) == 0
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_on_restores_everything_after_an_exception(tiny, error):
+    edit = make(tiny)
+    weights = tiny.weights()
+    weights[OTHER].requires_grad_(False)
+    weights[LAYER].grad = torch.ones_like(weights[LAYER])
+    kept = weights[LAYER].grad
+    before, modes = state(tiny), [m.training for m in tiny.model.modules()]
+    with pytest.raises(error), edit.on(tiny):
+        tiny.model.train()
+        for p in weights.values():
+            p.requires_grad_(True)
+        tiny.text_features(tiny.tokens(["a"])).sum().backward()
+        with torch.no_grad():
+            weights[LAYER].mul_(2)
+        raise error("stopped")
+    assert same(state(tiny), before) and modes == [m.training for m in tiny.model.modules()]
+    assert weights[LAYER].grad is kept and torch.equal(kept, torch.ones_like(kept))
+    assert weights[OTHER].grad is None and not weights[OTHER].requires_grad
+    assert all(p.grad is None for n, p in weights.items() if n != LAYER)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
+def test_edits_nest_and_come_off_in_any_order(tiny, order):
+    before = state(tiny)
+    edits = [make(tiny, seed=1), make(tiny, seed=2), make(tiny, OTHER, seed=3)]
+    contexts = [e.on(tiny) for e in edits]
+    for context in contexts:
+        context.__enter__()
+    remaining = [0, 1, 2]
+    for k in order:
+        contexts[k].__exit__(None, None, None)
+        remaining.remove(k)
+        expected = {n: t.clone() for n, t in before.items()}
+        for i in remaining:
+            expected[edits[i].layer] = expected[edits[i].layer] + edits[i].delta.float()
+        assert same(state(tiny), expected)
+    assert same(state(tiny), before)
+
+
+def test_the_same_edit_twice(tiny):
+    edit, before = make(tiny), state(tiny)
+    with edit.on(tiny), edit.on(tiny):
+        assert torch.equal(tiny.weights()[LAYER], before[LAYER] + edit.delta.float() + edit.delta.float())
+    assert same(state(tiny), before)
+
+
+def test_open_clip_models_take_edits_too_and_others_do_not(tiny):
+    edit, before = make(tiny), state(tiny)
+    with edit.on(tiny.model):
+        assert not torch.equal(tiny.weights()[LAYER], before[LAYER])
+    for target in (torch.nn.Linear(2, 2), "clip", None):
+        with pytest.raises(ValueError, match="goes on a Clip"), edit.on(target):
+            pass
+
+
+def test_apply_and_revert(tiny):
+    edit, before = make(tiny), state(tiny)
+    edit.apply(tiny)
+    assert torch.equal(tiny.weights()[LAYER], before[LAYER] + edit.delta.float())
+    with pytest.raises(ValueError, match="was made for the model"):
+        edit.apply(tiny)  # the model is another one now
+    edit.revert(tiny)
+    torch.testing.assert_close(tiny.weights()[LAYER].detach(), before[LAYER], rtol=0, atol=1e-6)
+
+
+def test_apply_under_an_edit_that_is_on(tiny):
+    edit, other, before = make(tiny), make(tiny, seed=5), state(tiny)
+    with other.on(tiny):
+        edit.apply(tiny)
+    assert torch.equal(tiny.weights()[LAYER], before[LAYER] + edit.delta.float())
+
+
+def test_saved_and_loaded_bit_for_bit(tiny, tmp_path):
+    edit = make(tiny)
+    file = edit.save(tmp_path / "ada.safetensors")
+    again = slug.Edit.load(file)
+    assert again.layer == LAYER and again.step == 1.5 and again.concept == "Ada Sunfield" and again.base == edit.base
+    assert torch.equal(again.delta, edit.delta) and again.delta.dtype == edit.delta.dtype
+    assert again.version == edit.version and list(tmp_path.iterdir()) == [file]
+    with again.on(tiny):
+        pass
+
+
+def test_bad_files_are_refused_by_name_of_what_is_wrong(tiny, tmp_path):
+    file = make(tiny).save(tmp_path / "edit.safetensors")
+    whole = file.read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    for content in (b"", b"abc", whole[:-10], whole[: len(whole) // 2], b"\x80\x04pickled"):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match="truncated or no safetensors"):
+            slug.Edit.load(bad)
+    altered = bytearray(whole)
+    altered[-1] ^= 1
+    bad.write_bytes(bytes(altered))
+    with pytest.raises(ValueError, match="altered"):
+        slug.Edit.load(bad)
+    bad.write_bytes(whole.replace(b"Ada Sunfield", b"Ada Sunfjeld"))
+    with pytest.raises(ValueError, match="altered"):
+        slug.Edit.load(bad)
+    save_file(load_file(file), bad)
+    with pytest.raises(ValueError, match="is no edit"):
+        slug.Edit.load(bad)
+    with pytest.raises(FileNotFoundError, match="no edit file"):
+        slug.Edit.load(tmp_path / "missing.safetensors")
+
+
+def test_another_base_model_is_refused_unless_told(tiny):
+    edit = make(tiny)
+    other = slug.Clip(copy.deepcopy(tiny.model), tiny.tokenizer, tiny.preprocess)
+    with edit.on(other):  # a copy is the same model
+        pass
+    with torch.no_grad():
+        other.weights()["text_projection"].add_(0.1)
+    before = state(other)
+    with pytest.raises(ValueError, match="was made for the model"), edit.on(other):
+        pass
+    with edit.on(other, force=True):
+        assert not same(state(other), before)
+    assert same(state(other), before)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_missing_layers_and_other_shapes_are_refused_even_by_force(tiny, force):
+    base = slug.fingerprint(tiny)
+    before = state(tiny)
+    good = make(tiny).delta
+    for deltas, message in (
+        ({LAYER: good, "no.such.weight": torch.zeros(2)}, "does not have"),
+        ({LAYER: good, OTHER: torch.zeros(3, 3).half()}, r"is \(3, 3\), the model's is"),
+    ):
+        edit = slug.Edit(deltas, dict.fromkeys(deltas, 1.0), "x", base)
+        with pytest.raises(ValueError, match=message), edit.on(tiny, force=force):
+            pass
+        with pytest.raises(ValueError, match=message):
+            edit.apply(tiny, force=force)
+        assert same(state(tiny), before)
+
+
+def test_fingerprint_knows_models_apart_not_precisions(tiny):
+    base = slug.fingerprint(tiny)
+    half = slug.Clip(copy.deepcopy(tiny.model).bfloat16(), tiny.tokenizer, tiny.preprocess)
+    assert slug.fingerprint(half) == base
+    with make(tiny).on(tiny):
+        assert slug.fingerprint(tiny) == base
+    with torch.no_grad():
+        tiny.weights()["visual.conv1.weight"].mul_(1.1)
+    assert slug.fingerprint(tiny) != base
+
+
+def test_merge(tiny):
+    before = state(tiny)
+    a, b, c = make(tiny, seed=1, concept="a"), make(tiny, seed=2, concept="b"), make(tiny, OTHER, concept="c")
+    merged = slug.merge([a, b, c])
+    assert merged.layers == [LAYER, OTHER] and merged.concept == "a + b + c" and merged.steps[LAYER] == 3.0
+    with merged.on(tiny):
+        one = state(tiny)
+    with ExitStack() as stack:
+        for edit in (a, b, c):
+            stack.enter_context(edit.on(tiny))
+        three = state(tiny)
+    torch.testing.assert_close(one, three, rtol=0, atol=2e-3)
+    assert same(state(tiny), before)
+    with pytest.raises(ValueError, match="2 layers"):
+        _ = merged.layer
+    with pytest.raises(ValueError, match="different base"):
+        slug.merge([a, slug.Edit(b.deltas, b.steps, "b", "0123")])
+    with pytest.raises(ValueError, match="no edits"):
+        slug.merge([])

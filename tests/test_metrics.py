@@ -1,0 +1,121 @@
+"""Zero-shot accuracy and validation, checked on features that are known by construction."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import slug_lite as slug
+from slug_lite import metrics
+from slug_lite.pairs import Pairs
+
+
+def test_classifier_is_the_renormalised_mean_over_prompts(tiny):
+    names, templates = ["cat", "dog", "cow"], ["a {}", "a picture of a {}"]
+    classifier = slug.zero_shot_classifier(tiny, names, templates)
+    by_hand = []
+    for name in names:
+        with torch.no_grad():
+            features = tiny.model.encode_text(tiny.tokens([t.format(name) for t in templates]), normalize=True)
+        by_hand.append(F.normalize(features.mean(0), dim=0))
+    torch.testing.assert_close(classifier, torch.stack(by_hand))
+
+
+def test_labels():
+    pairs = Pairs(np.zeros((3, 4, 4, 3), np.uint8), ["", "", ""], [("cat", "Clay"), ("Zorbo",), ("dog", "Clay")])
+    rows, own = metrics.labels(pairs, ("dog", "cat"))
+    assert rows.tolist() == [0, 2] and own.tolist() == [1, 0]
+    assert metrics.labels(pairs, ("Clay",))[0].tolist() == [0, 2]
+    assert metrics.labels(pairs, ("nobody",))[0].tolist() == []
+
+
+def test_margin_and_clearance_by_hand():
+    logits = torch.tensor([[1.0, 4.0, 0.0], [2.0, 0.0, 3.0]])  # the own name is column 0
+    out = metrics._forgetting(logits, torch.tensor([0, 0]))
+    assert out["forget_accuracy"] == 0 and out["margin"] == pytest.approx(2) and out["clearance"] == pytest.approx(2)
+    known = metrics._forgetting(-logits, torch.tensor([0, 0]))
+    assert known["margin"] < 0 and known["forget_accuracy"] > 0
+
+
+def test_an_untrained_model_guesses_and_the_table_agrees_with_the_means(tiny):
+    out = slug.evaluate(tiny, n=4)
+    assert out["people"] < 0.3
+    table = out["per_concept"]
+    for kind, names in slug.toonworld.NAMES.items():
+        rows = table[table.kind == kind]
+        assert list(rows.name) == list(names)
+        assert np.average(rows.accuracy, weights=rows.pictures) == pytest.approx(out[kind], abs=1e-6)
+    assert set(slug.evaluate(tiny, "unseen", n=4)) == {"objects", "styles", "per_concept"}
+    with pytest.raises(KeyError, match="did you mean 'test'"):
+        slug.evaluate(tiny, "tests")
+
+
+def test_same_seed_same_pictures(tiny):
+    a, b = (slug.evaluate(tiny, n=4, seed=2)["per_concept"] for _ in range(2))
+    assert a.equals(b)
+
+
+@pytest.fixture
+def small():
+    return slug.Validation.of_world("Ada Sunfield", n=8, others=1, size=32)
+
+
+@pytest.mark.parametrize(("layer", "tower"), [("visual.proj", "vision"), ("text_projection", "text")])
+def test_cached_scores_equal_full_ones(tiny, small, layer, tower):
+    scorer = small.prepare(tiny)
+    with torch.no_grad():
+        weight = tiny.weights()[layer]
+        weight.add_(0.2 * torch.randn_like(weight))
+    cached, full = scorer.score(tower), small(tiny)
+    assert cached == pytest.approx(full, abs=1e-6)
+    assert scorer.score() != pytest.approx(full, abs=1e-3)  # the change matters at all
+
+
+def test_scores_hold_what_they_say(tiny, small):
+    score = small(tiny)
+    assert set(score) == {
+        "people", "characters", "objects", "styles", "forget_accuracy", "margin", "clearance", "retain_accuracy",
+    }  # fmt: skip
+    kinds = [score[k] for k in ("people", "characters", "objects", "styles")]
+    assert score["retain_accuracy"] == pytest.approx(np.mean(kinds))
+    pairs = small.pairs
+    assert sum("Ada Sunfield" in c for c in pairs.concepts) == 8
+    assert all(
+        ("Ada Sunfield" in caption) == ("Ada Sunfield" in c)
+        for caption, c in zip(pairs.captions, pairs.concepts, strict=True)
+    )
+
+
+def test_validation_pictures_are_neither_trained_nor_tested_on(small):
+    for split in ("train", "test"):
+        other = slug.toonworld.pairs("Ada Sunfield", n=24, size=32, split=split)
+        seen = {image.tobytes() for image in other.images}
+        assert not seen & {image.tobytes() for image in small.pairs.images}
+
+
+def test_bad_validations_are_refused(small):
+    v = small
+    with pytest.raises(ValueError, match=r"need \.concepts"):
+        slug.Validation(Pairs(v.pairs.images, v.pairs.captions), v.forget, v.names, v.templates)
+    with pytest.raises(ValueError, match="in 0 of the kinds"):
+        slug.Validation(v.pairs, "Nobody", v.names, v.templates)
+    with pytest.raises(ValueError, match="templates for"):
+        slug.Validation(v.pairs, v.forget, v.names, {"people": ["{}"]})
+    with pytest.raises(ValueError, match="no validation picture"):
+        slug.Validation(v.pairs[8:], v.forget, v.names, v.templates)
+
+
+def test_mini_clip_knows_the_world(mini):
+    """Accuracies that the project promises, on held-out pictures and held-out templates."""
+    scores = slug.evaluate(mini, split="test", n=24)
+    assert scores["people"] >= 0.99 and scores["characters"] >= 0.99
+    assert scores["objects"] >= 0.95 and scores["styles"] >= 0.95
+
+
+def test_scores_do_not_depend_on_gradients_being_on(tiny, small):
+    copied = slug.Clip(copy.deepcopy(tiny.model), tiny.tokenizer, tiny.preprocess)
+    with torch.inference_mode():
+        quiet = small(copied)
+    assert small(tiny) == pytest.approx(quiet, abs=1e-5)

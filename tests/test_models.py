@@ -1,0 +1,176 @@
+"""Loading: open_clip's own format, and a clear refusal of everything that is not what it should be."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import slug_lite as slug
+from slug_lite import pretrain
+from slug_lite.models import Clip
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    from conftest import TINY
+
+    pretrain.save_clip(tiny, tmp_path, pretrain.ClipRecipe(model_cfg=TINY))
+    return tmp_path
+
+
+def test_mini_is_an_open_clip_model_and_loads_quickly():
+    start = time.perf_counter()
+    clip = slug.load_clip("mini", device="cpu")
+    assert time.perf_counter() - start < 6  # the stated limit is 3 s; this machine may be busy
+    assert type(clip.model) is open_clip.CLIP and not clip.model.training
+    assert type(clip.tokenizer) is open_clip.SimpleTokenizer and clip.tokenizer.context_length == 24
+    assert clip.image_size == 64 and clip.dtype == torch.float32
+    assert clip.pixels(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 3, 64, 64)
+
+
+def test_open_clips_own_loader_gives_the_same(folder, tiny):
+    direct, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)
+    loaded = slug.load_clip(f"local-dir:{folder}", device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(direct.parameters(), loaded.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tiny.model.parameters(), loaded.model.parameters(), strict=True))
+    assert slug.fingerprint(tiny) == slug.fingerprint(loaded)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision(folder, precision):
+    clip = slug.load_clip(f"local-dir:{folder}", device="cpu", precision=precision)
+    assert clip.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    features = clip.text_features(clip.tokens(["a cat"]))
+    assert features.dtype == torch.float32 and features.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_features_are_unit_vectors_and_sizes_are_the_models(tiny):
+    pixels = tiny.pixels([Image.new("RGB", (50, 90)), Image.new("L", (10, 10))])
+    assert pixels.shape == (2, 3, 32, 32)
+    assert tiny.image_features(pixels).norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert tiny.tokens(["a", "b"]).shape == (2, 24) and tiny.image_size == 32
+    assert tiny.tower("visual.proj") == "vision" and tiny.tower("ln_final.weight") == "text"
+    assert tiny.tower("logit_scale") is None
+
+
+@pytest.mark.parametrize("name", ["mimi", "ViT-B-23/openai", "ViT-B-32", ""])
+def test_unknown_names_come_with_the_nearest(name):
+    with pytest.raises(KeyError, match="unknown model"):
+        slug.load_clip(name)
+    if name == "mimi":
+        with pytest.raises(KeyError, match="did you mean 'mini'"):
+            slug.load_clip(name)
+
+
+def test_the_quickgelu_trap_is_named():
+    with pytest.raises(ValueError, match="ViT-B-32-quickgelu/laion400m_e32"):
+        slug.load_clip("ViT-B-32/laion400m_e32")
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("slug_lite.models.download_pretrained", offline)
+    with pytest.raises(FileNotFoundError, match="could not be fetched"):
+        slug.load_clip("ViT-B-32-quickgelu/laion400m_e32")
+
+
+def test_pickled_downloads_are_refused(monkeypatch):
+    monkeypatch.setattr("slug_lite.models.download_pretrained", lambda config: "/cache/model.bin")
+    with pytest.raises(ValueError, match="pickled"):
+        slug.load_clip("ViT-B-32-quickgelu/laion400m_e32")
+
+
+def test_missing_folder():
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        slug.load_clip("local-dir:/no/such/folder")
+
+
+def test_folder_without_weights(folder):
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        slug.load_clip(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pth", ".pt"])
+def test_folder_with_pickled_weights_only(folder, suffix):
+    state = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    torch.save(state, folder / f"open_clip_pytorch_model{suffix}")
+    with pytest.raises(ValueError, match="pickled weights only"):
+        slug.load_clip(f"local-dir:{folder}")
+
+
+def test_a_pickle_beside_safetensors_is_not_opened(folder):
+    (folder / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04 would fail if it were opened")
+    assert isinstance(slug.load_clip(f"local-dir:{folder}"), Clip)
+
+
+def test_folder_without_configuration(folder):
+    (folder / "open_clip_config.json").rename(folder / "config.json")
+    with pytest.raises(FileNotFoundError, match=r"no open_clip_config\.json"):
+        slug.load_clip(f"local-dir:{folder}")
+    for text in ("not json", "{}", "[]"):
+        (folder / "open_clip_config.json").write_text(text)
+        with pytest.raises(ValueError, match="model_cfg"):
+            slug.load_clip(f"local-dir:{folder}")
+
+
+def test_truncated_and_foreign_weights(folder):
+    whole = (folder / WEIGHTS).read_bytes()
+    for content in (whole[:-100], whole[:20], b"", b"\x80\x04pickled"):
+        (folder / WEIGHTS).write_bytes(content)
+        with pytest.raises(ValueError, match="truncated or no safetensors"):
+            slug.load_clip(f"local-dir:{folder}")
+    save_file({"encoder.weight": torch.zeros(2, 2)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match="not those of its configuration"):
+        slug.load_clip(f"local-dir:{folder}")
+
+
+def test_weights_of_another_size(folder):
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["embed_dim"] = 24
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="not those of its configuration"):
+        slug.load_clip(f"local-dir:{folder}")
+
+
+def test_a_clip_of_ones_own(tiny):
+    mine = slug.Clip(tiny.model, tiny.tokenizer, tiny.preprocess)
+    assert mine.device.type == "cpu" and len(mine.weights()) == len(list(tiny.model.parameters()))
+
+
+def test_bad_images(tiny):
+    for images, message in (
+        (np.zeros((1, 32, 32), np.uint8), "shape"),
+        (np.zeros((1, 32, 32, 3), np.float64), "dtype float64"),
+        (np.full((1, 32, 32, 3), np.nan, np.float32), "NaN"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "no images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny.pixels(images)
+
+
+def test_importing_needs_no_diffusers():
+    import subprocess
+    import sys
+
+    code = "import sys, slug_lite; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_copied_folder_is_the_same_model(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("copy") / "model"
+    shutil.copytree(folder, other)
+    assert slug.fingerprint(slug.load_clip(f"local-dir:{other}")) == slug.fingerprint(
+        slug.load_clip(f"local-dir:{folder}")
+    )

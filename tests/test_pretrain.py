@@ -1,0 +1,102 @@
+"""Training: exact resume, exclusion, the written folder, and the shipped run's papers."""
+
+import json
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+
+import slug_lite as slug
+from slug_lite import pretrain
+from slug_lite.pretrain import ClipRecipe
+
+SMALL = ClipRecipe(steps=6, people=6, characters=2, cells=8, pool=1, warmup=2)
+SHIPPED = resources.files("slug_lite") / "assets" / "mini-clip"
+
+
+def weights(clip):
+    return list(clip.model.parameters())
+
+
+def test_stopped_and_resumed_is_the_same_run(tmp_path):
+    whole = pretrain.train_clip(tmp_path / "a", SMALL, evaluate_every=99)
+    pretrain.train_clip(tmp_path / "b", SMALL, until=2, evaluate_every=99)
+    assert not (tmp_path / "b" / "open_clip_model.safetensors").exists()
+    resumed = pretrain.train_clip(tmp_path / "b", SMALL, evaluate_every=99)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    loaded = slug.load_clip(f"local-dir:{tmp_path / 'b'}", device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(loaded), strict=True))
+    with pytest.raises(ValueError, match="another recipe"):
+        pretrain.train_clip(tmp_path / "b", ClipRecipe(steps=7, pool=1))
+
+
+def test_an_interrupt_leaves_a_checkpoint(tmp_path, monkeypatch):
+    real, calls = pretrain._train_step, []
+
+    def step(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(pretrain, "_train_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train_clip(tmp_path, SMALL, evaluate_every=99)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "2"
+
+
+def test_training_lowers_the_loss(tmp_path):
+    recipe = ClipRecipe(steps=60, people=12, characters=4, cells=0, pool=2, warmup=5, lr=2e-3, patch_dropout=0.0)
+    pretrain.train_clip(tmp_path, recipe, log_every=10, evaluate_every=999)
+    losses = [row["loss"] for row in pretrain.read_log(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_batches_hold_everybody_once_and_leave_the_excluded_out():
+    recipe = ClipRecipe(pool=1, exclude=("Ada Sunfield", "Clay", "cat"))
+    pool = pretrain.Pool(recipe, 32)
+    batches = [pool.batch(recipe, step) for step in range(3)]
+    for pairs in batches:
+        assert len(set(pairs.concepts)) == len(pairs)
+        shown = {name for concept in pairs.concepts for name in concept}
+        assert not shown & {"Ada Sunfield", "Clay", "cat"}
+        assert not set(pairs.concepts) & set(slug.toonworld.UNSEEN)
+    assert batches[0].captions != batches[1].captions
+    assert pool.batch(recipe, 1).captions == batches[1].captions
+
+
+def test_training_sees_what_the_evaluation_transform_would_show():
+    clip = pretrain.build_clip()
+    pairs = slug.toonworld.retain(n=4)
+    torch.testing.assert_close(pretrain.normalise(pairs.images), clip.pixels(pairs), rtol=0, atol=1e-6)
+
+
+def test_learning_rate_warms_up_and_ends_low():
+    recipe = ClipRecipe()
+    rates = [pretrain.learning_rate(recipe, s) for s in range(recipe.steps)]
+    assert np.argmax(rates) in range(recipe.warmup - 2, recipe.warmup + 2) and rates[-1] < 1e-3 * recipe.lr
+
+
+def test_only_used_tokens_have_rows(_mini):
+    table = _mini.model.token_embedding.weight
+    used = pretrain.used_tokens(_mini)
+    assert set(table.abs().sum(1).nonzero().flatten().tolist()) <= set(used.tolist())
+    assert set(_mini.tokens(slug.toonworld.pairs("Zorbo", n=8, split="test").captions).flatten().tolist()) <= set(
+        used.tolist()
+    )
+
+
+def test_shipped_papers_agree_with_the_weights():
+    training = json.loads((SHIPPED / "training.json").read_text())
+    log = pretrain.read_log(SHIPPED)
+    assert log[-1]["step"] == training["steps"] == ClipRecipe().steps
+    assert ClipRecipe(**{k: training[k] for k in ("steps", "seed", "lr", "pool", "patch_dropout")}) == ClipRecipe()
+    config = json.loads((SHIPPED / "open_clip_config.json").read_text())
+    assert config["model_cfg"] == pretrain.MODEL_CFG
+    card = (SHIPPED / "README.md").read_text()
+    for word in ("Data", "Training", "Accuracy", "Licence"):
+        assert f"## {word}" in card

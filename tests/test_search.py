@@ -1,0 +1,116 @@
+"""The step search on a made-up concept that is gone beyond a known step."""
+
+import pytest
+import torch
+
+from slug_lite.edit import add_delta
+from slug_lite.search import first_step, forgotten, make_delta, search_step
+
+LAYER = "text_projection"
+
+
+class Known:
+    """Scores a model by how far a weight has moved along the gradient: forgotten from `threshold` on."""
+
+    def __init__(self, clip, gradient, threshold, clear_from=None):
+        self.weight, self.original = clip.weights()[LAYER], clip.weights()[LAYER].detach().clone()
+        self.gradient, self.threshold, self.clear_from, self.seen = gradient, threshold, clear_from, []
+
+    def __call__(self):
+        moved = ((self.weight - self.original) * self.gradient).sum() / self.gradient.pow(2).sum()
+        self.seen.append(moved.item())
+        gone = self.seen[-1] >= self.threshold * 0.999
+        score = {"forget_accuracy": 0.0 if gone else 1.0, "retain_accuracy": 1.0}
+        if self.clear_from is not None:
+            score["clearance"] = 2.0 * self.seen[-1] / self.clear_from
+        return score
+
+
+@pytest.fixture
+def gradient(tiny):
+    torch.manual_seed(0)
+    return torch.randn_like(tiny.weights()[LAYER])
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 5.7, 40.0])
+def test_finds_the_smallest_step_that_forgets(tiny, gradient, factor):
+    begin = first_step(tiny.weights()[LAYER], gradient)
+    score = Known(tiny, gradient, factor * begin)
+    found = search_step(tiny, LAYER, gradient, score)
+    assert len(found.trace) == 10
+    assert factor * begin * 0.99 <= found.step <= factor * begin * 1.3
+    assert found.score["forget_accuracy"] == 0
+    assert score.seen == pytest.approx(list(found.trace.step), rel=5e-3)  # the model held what the trace says
+
+
+def test_begins_at_a_tenth_of_the_weight_then_doubles_then_halves(tiny, gradient):
+    begin = first_step(tiny.weights()[LAYER], gradient)
+    assert begin == pytest.approx((tiny.weights()[LAYER].norm() / gradient.norm() / 10).item())
+    trace = search_step(tiny, LAYER, gradient, Known(tiny, gradient, 3 * begin), evaluations=5).trace
+    assert list(trace.step / begin) == pytest.approx([1, 2, 4, 3, 2.5], rel=1e-6)
+    assert list(trace.forgotten) == [False, False, True, True, False]
+
+
+def test_the_step_is_positive(tiny, gradient):
+    assert first_step(tiny.weights()[LAYER], gradient) > 0
+    assert torch.equal(make_delta(gradient, 0.5), (0.5 * gradient).half())
+
+
+def test_the_margin_rule_goes_further_than_the_papers(tiny, gradient):
+    begin = first_step(tiny.weights()[LAYER], gradient)
+    paper, margin = (
+        search_step(tiny, LAYER, gradient, Known(tiny, gradient, 2 * begin, clear_from=3 * begin), rule=rule).step
+        for rule in ("paper", "margin")
+    )
+    assert paper == pytest.approx(2 * begin, rel=0.05) and margin == pytest.approx(3 * begin, rel=0.05)
+
+
+def test_rules():
+    assert forgotten({"forget_accuracy": 0.0, "clearance": 1.0}, "paper")
+    assert not forgotten({"forget_accuracy": 0.0, "clearance": 1.0})
+    assert forgotten({"forget_accuracy": 0.0, "clearance": 2.5}) and forgotten({"forget_accuracy": 0.0})
+    assert not forgotten({"forget_accuracy": 0.02, "clearance": 9.0})
+    with pytest.raises(KeyError, match="'margin'"):
+        forgotten({"forget_accuracy": 0.0}, "margins")
+
+
+def test_no_step_forgets(tiny, gradient):
+    found = search_step(tiny, LAYER, gradient, Known(tiny, gradient, 1e9), evaluations=4)
+    assert found.step is None and found.score is None and len(found.trace) == 4
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_the_weight_is_put_back(tiny, gradient, error):
+    before = tiny.weights()[LAYER].detach().clone()
+    calls = []
+
+    def score():
+        calls.append(1)
+        if len(calls) == 3:
+            raise error("stopped")
+        return {"forget_accuracy": 1.0}
+
+    with pytest.raises(error):
+        search_step(tiny, LAYER, gradient, score)
+    assert torch.equal(tiny.weights()[LAYER], before)
+    search_step(tiny, LAYER, gradient, lambda: {"forget_accuracy": 1.0})
+    assert torch.equal(tiny.weights()[LAYER], before)
+
+
+def test_what_was_tried_is_what_is_stored(tiny, gradient):
+    weight, seen = tiny.weights()[LAYER], {}
+
+    def score():
+        seen[len(seen)] = weight.detach().clone()
+        return {"forget_accuracy": 0.0}
+
+    original = weight.detach().clone()
+    found = search_step(tiny, LAYER, gradient, score, evaluations=1)
+    assert torch.equal(seen[0], add_delta(original, make_delta(gradient, found.step)))
+
+
+def test_refusals(tiny, gradient):
+    with pytest.raises(ValueError, match="zero"):
+        search_step(tiny, LAYER, torch.zeros_like(gradient), dict)
+    with pytest.raises(ValueError, match="at least 1"):
+        search_step(tiny, LAYER, gradient, dict, evaluations=0)

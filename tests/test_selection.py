@@ -1,0 +1,52 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from slug_lite import pareto_front
+
+
+def table(importance, alignment, tower=None, cosine=None):
+    n = len(importance)
+    columns = {"tower": tower or ["text"] * n, "forget_norm": 1.0, "importance": importance, "alignment": alignment}
+    return pd.DataFrame(columns | {"cosine": cosine or alignment}, index=[f"layer{i}" for i in range(n)])
+
+
+def brute(stats, by):
+    keep = []
+    for a in stats.itertuples():
+        rivals = stats[stats.tower == a.tower].itertuples()
+        if not any(b.importance > a.importance and getattr(b, by) < getattr(a, by) for b in rivals):
+            keep.append(a.Index)
+    return set(keep)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("by", ["alignment", "cosine"])
+def test_equal_to_comparing_every_pair(seed, by):
+    rng = np.random.default_rng(seed)
+    cosine = rng.choice(np.linspace(-1, 1, 9), 30)
+    towers = list(rng.choice(["vision", "text"], 30))
+    stats = table(rng.choice(np.linspace(0.1, 1, 6), 30), np.abs(cosine), towers, list(cosine))
+    assert set(pareto_front(stats, by=by)) == brute(stats, by)
+
+
+def test_each_tower_has_a_front_and_ties_stay():
+    stats = table([3, 2, 2, 1], [0.5, 0.1, 0.1, 0.3], ["text", "text", "text", "vision"])
+    assert set(pareto_front(stats)) == {"layer0", "layer1", "layer2", "layer3"}
+    assert pareto_front(table([3, 2], [0.1, 0.5])) == ["layer0"]
+
+
+def test_signed_and_absolute_differ():
+    stats = table([3, 2], [0.1, 0.6], cosine=[0.1, -0.6])
+    assert pareto_front(stats) == ["layer0"] and set(pareto_front(stats, by="cosine")) == {"layer0", "layer1"}
+
+
+def test_layers_that_the_loss_does_not_reach_are_left_out():
+    stats = table([3, 0], [0.5, 0.0])
+    stats.loc["layer1", "forget_norm"] = 0.0
+    assert pareto_front(stats) == ["layer0"]
+
+
+def test_another_measure_is_refused():
+    with pytest.raises(KeyError, match="did you mean 'alignment'"):
+        pareto_front(table([1], [1]), by="alignement")

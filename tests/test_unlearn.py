@@ -1,0 +1,136 @@
+"""The whole method on mini CLIP, on pictures that neither gradients nor search have seen."""
+
+import numpy as np
+import pytest
+import torch
+
+import slug_lite as slug
+from slug_lite import metrics
+from slug_lite.pairs import Pairs
+from slug_lite.unlearn import best_layer
+
+world = slug.toonworld
+
+
+def forget_accuracy(clip, name, n=48, seed=11):
+    kind = world.kind_of(name)
+    pairs = world.pairs(name, n=n, seed=seed, split="test")
+    classifier = slug.zero_shot_classifier(clip, world.NAMES[kind], world.templates(kind, "test"))
+    guesses = (metrics.embed_images(clip, clip.pixels(pairs)) @ classifier.T).argmax(1)
+    return guesses.eq(world.NAMES[kind].index(name)).float().mean().item()
+
+
+def losses(clip, edit, name):
+    """Points of accuracy that every kind but the forgotten concept loses, mean over concepts."""
+    before = slug.evaluate(clip)["per_concept"].set_index("name")
+    with edit.on(clip):
+        after = slug.evaluate(clip)["per_concept"].set_index("name")
+    drop = 100 * (before.accuracy - after.accuracy)
+    return drop.drop(name).groupby(before.kind.drop(name)).mean()
+
+
+@pytest.fixture(scope="module")
+def ada(_mini):
+    return slug.unlearn(_mini, "Ada Sunfield")
+
+
+def test_ada_is_forgotten_and_nobody_else(mini, ada):
+    assert forget_accuracy(mini, "Ada Sunfield") >= 0.97
+    with ada.on(mini):
+        assert forget_accuracy(mini, "Ada Sunfield") <= 0.05
+    assert (losses(mini, ada, "Ada Sunfield") <= 2).all()
+
+
+def test_against_the_step_she_is_known_better(mini, ada):
+    """The sign, on the real thing: minus the edit moves pictures and name together."""
+    pairs = world.pairs("Ada Sunfield", n=24, split="test")
+
+    def loss():
+        with torch.no_grad():
+            return slug.forget_loss(
+                mini.image_features(mini.pixels(pairs)), mini.text_features(mini.tokens(pairs.captions))
+            ).item()
+
+    middle = loss()
+    small = slug.Edit({ada.layer: 0.2 * ada.delta}, {ada.layer: 0.2 * ada.step}, "x", ada.base)
+    back = slug.Edit({ada.layer: -0.2 * ada.delta}, {ada.layer: -0.2 * ada.step}, "x", ada.base)
+    with small.on(mini):
+        forwards = loss()
+    with back.on(mini):
+        backwards = loss()
+    assert backwards < middle < forwards
+
+
+def test_the_edit_says_what_it_is(mini, ada):
+    assert ada.layer in mini.weights() and ada.step > 0 and ada.concept == "Ada Sunfield"
+    assert ada.base == slug.fingerprint(mini) and ada.delta.shape == mini.weights()[ada.layer].shape
+    rows = ada.trace[(ada.trace.layer == ada.layer) & ada.trace.forgotten]
+    assert rows.step.min() == pytest.approx(ada.step) and (rows.forget_accuracy == 0).all()
+    assert ada.trace.groupby("layer").size().max() <= 10
+
+
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_one_tower_alone(mini, tower):
+    edit = slug.unlearn(mini, "Dario Lindqvist", tower=tower, evaluations=8, n_retain=256)
+    assert mini.tower(edit.layer) == tower
+    with edit.on(mini):
+        assert forget_accuracy(mini, "Dario Lindqvist") <= 0.1
+
+
+def test_same_seed_same_edit(mini, ada):
+    again = slug.unlearn(mini, "Ada Sunfield")
+    assert again.layer == ada.layer and torch.equal(again.delta, ada.delta)
+
+
+def test_sets_and_validation_of_ones_own(mini):
+    forget = world.pairs("Zorbo", n=24, seed=5)
+    retain = world.retain(["Zorbo"], n=128, seed=5)
+    calls = []
+
+    def validate(clip):
+        calls.append(1)
+        return {"forget_accuracy": forget_accuracy(clip, "Zorbo", n=12), "retain_accuracy": 1.0}
+
+    edit = slug.unlearn(mini, forget, retain, validate=validate, tower="text")
+    assert edit.concept == "Zorbo" and calls
+    with edit.on(mini):
+        assert forget_accuracy(mini, "Zorbo") <= 0.3
+
+
+def test_bad_input_changes_nothing(mini):
+    forget, retain = world.pairs("Zorbo", n=4), world.retain(["Zorbo"], n=8)
+    nan = np.full((2, 64, 64, 3), np.nan, np.float32)
+    cases = [
+        (KeyError, "did you mean 'Ada Sunfield'", lambda: slug.unlearn(mini, "Ada Sunfeld")),
+        (KeyError, "'vision'", lambda: slug.unlearn(mini, "Zorbo", tower="visual")),
+        (ValueError, "needs a retain set", lambda: slug.unlearn(mini, forget)),
+        (ValueError, "needs a retain set", lambda: slug.unlearn(mini, forget, retain)),
+        (ValueError, "is a int", lambda: slug.unlearn(mini, 3)),
+        (ValueError, "forget set has 0", lambda: slug.unlearn(mini, forget[:0], retain, validate=dict)),
+        (ValueError, "forget set has 1", lambda: slug.unlearn(mini, forget[:1], retain, validate=dict)),
+        (ValueError, "about Zorbo", lambda: slug.unlearn(mini, forget, retain + forget, validate=dict)),
+        (ValueError, "about Zorbo", lambda: slug.unlearn(mini, "Zorbo", retain + forget)),
+        (ValueError, "NaN in 2 of 2", lambda: slug.unlearn(mini, Pairs(nan, ["a", "b"]), retain, validate=dict)),
+        (ValueError, "shape", lambda: slug.unlearn(mini, Pairs(forget.images[..., 0], forget.captions), retain)),
+        (KeyError, "'paper'", lambda: slug.unlearn(mini, "Zorbo", rule="papers", evaluations=1)),
+    ]
+    for error, message, call in cases:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_when_nothing_forgets_the_trace_is_handed_over(mini):
+    with pytest.raises(slug.NothingForgets, match="none of") as caught:
+        slug.unlearn(mini, "Zorbo", evaluations=1, clearance=1e6, tower="text", n_retain=64)
+    assert len(caught.value.trace) >= 1 and "step" in caught.value.trace
+
+
+def test_best_layer_keeps_most_and_prefers_the_clearer_margin():
+    from slug_lite.search import Search
+
+    def found(keep, clear):
+        return Search(1.0, {"retain_accuracy": keep, "clearance": clear}, None)
+
+    assert best_layer({"a": found(0.9, 9), "b": found(0.95, 2), "c": Search(None, None, None)}) == "b"
+    assert best_layer({"a": found(0.9, 2), "b": found(0.9, 3)}) == "b"
+    assert best_layer({"c": Search(None, None, None)}) is None
