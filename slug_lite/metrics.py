@@ -99,7 +99,7 @@ class Validation:
     def of_world(
         cls, forget: str, *, n: int = 48, others: int = 6, seed: int = 0, split: str = "val", size: int = 64
     ) -> Validation:
-        """n pictures of a concept of the mini world and `others` of every other, drawn and asked about as in `split`."""
+        """n pictures of a concept of the mini world and `others` of every other, as the split draws and asks."""
         rest = toonworld.everything(others, seed, split, size)
         rest = rest[[k for k, concept in enumerate(rest.concepts or ()) if forget not in concept]]
         pairs = toonworld.pairs(forget, n, seed, split, size) + rest

@@ -35,8 +35,8 @@ def test_margin_and_clearance_by_hand():
     logits = torch.tensor([[1.0, 4.0, 0.0], [2.0, 0.0, 3.0]])  # the own name is column 0
     out = metrics._forgetting(logits, torch.tensor([0, 0]))
     assert out["forget_accuracy"] == 0 and out["margin"] == pytest.approx(2) and out["clearance"] == pytest.approx(2)
-    known = metrics._forgetting(-logits, torch.tensor([0, 0]))
-    assert known["margin"] < 0 and known["forget_accuracy"] > 0
+    known = metrics._forgetting(torch.tensor([[5.0, 1.0, 0.0], [1.0, 0.0, 3.0]]), torch.tensor([0, 0]))
+    assert known["margin"] == pytest.approx(-1) and known["forget_accuracy"] == 0.5
 
 
 def test_an_untrained_model_guesses_and_the_table_agrees_with_the_means(tiny):

@@ -1,0 +1,130 @@
+"""The built pages in a real browser: no errors, no broken pictures, legible on a phone, in the dark."""
+
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HTML = ROOT / "_build" / "html"
+BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine")
+PAGES = [
+    "book/index", "book/how_to_use", "book/attribution", "book/references", "notebooks/00_forget_in_sixty_seconds",
+    "notebooks/A1_training_mini_clip",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The address of the built book; builds what is out of date."""
+    done = subprocess.run(
+        ["make", "book"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "MAKEFLAGS": ""}
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    handler = functools.partial(Quiet, directory=str(HTML))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")  # fmt: skip
+    for flag in (*flags, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    # what pages fetch from elsewhere (MathJax) is not to be had offline: fail at once instead of waiting
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(params=PAGES)
+def page(request, site, browser):
+    browser.set_window_size(1200, 900)
+    browser.get_log("browser")
+    browser.get(f"{site}/{request.param}.html")
+    return browser
+
+
+def test_no_errors_of_our_own(page, site):
+    errors = [e["message"] for e in page.get_log("browser") if e["level"] == "SEVERE"]
+    assert not [e for e in errors if site in e.split(" ")[0] and "ERR_NAME_NOT_RESOLVED" not in e], errors
+
+
+def test_pictures_are_there_and_say_what_they_show(page):
+    images = page.execute_script(
+        "return [...document.querySelectorAll('article img')].map(i => [i.src, i.naturalWidth, i.alt])"
+    )
+    local = [i for i in images if "127.0.0.1" in i[0] or i[0].startswith("data:")]
+    assert all(width > 0 for _, width, _ in local), images
+    # a picture is described, and not by its file name, which is what Sphinx falls back to
+    assert all(len(alt) > 20 and not alt.endswith((".png", ".svg")) for _, _, alt in local), images
+
+
+def test_links_within_the_book_lead_somewhere(page, site):
+    hrefs = page.execute_script("return [...document.querySelectorAll('article a[href]')].map(a => a.href)")
+    for href in {h.split("#")[0] for h in hrefs if h.startswith(site)}:
+        path = HTML / href.removeprefix(site).strip("/")
+        assert path.is_file() or (path / "index.html").is_file(), href
+
+
+def test_no_sideways_scroll_on_a_phone(page):
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    try:
+        page.refresh()
+        wide = page.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 1
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_dark_pages_keep_figures_light(page):
+    page.execute_script("document.documentElement.dataset.theme = 'dark'")
+    for image in page.execute_script(
+        "return [...document.querySelectorAll('article img')].map(i => getComputedStyle(i).backgroundColor)"
+    ):
+        assert image == "rgb(255, 255, 255)"
+
+
+def test_chapters_open_on_colab(site, browser):
+    browser.get(f"{site}/notebooks/00_forget_in_sixty_seconds.html")
+    links = browser.execute_script(
+        "return [...document.querySelectorAll('a[href*=\"colab.research\"]')].map(a => a.href)"
+    )
+    wanted = "colab.research.google.com/github/slug-book/slug-lite/blob/main/notebooks/00_forget_in_sixty_seconds.ipynb"
+    assert any(wanted in link for link in links)
+
+
+def test_solutions_are_folded_and_open(site, browser):
+    browser.get(f"{site}/notebooks/00_forget_in_sixty_seconds.html")
+    folded = "return [...document.querySelectorAll('.solution.dropdown, .dropdown.solution')].map(s => s.className)"
+    assert len(browser.execute_script(folded)) >= 2
+
+
+def test_front_page_has_the_two_commands(site, browser):
+    browser.get(f"{site}/index.html")
+    text = browser.execute_script("return document.body.innerText")
+    assert "make book" in text and "make test" in text
