@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .losses import forget_loss, retain_loss
 from .models import Clip
 from .pairs import Pairs
+from .progress import bar
 
 # Tables and vectors that stand for positions, tokens or slots: not layers in the sense of the method
 NOT_LAYERS = ("embedding.", "embedding", "pos_embed", "cls_token", "reg_token", "cls_emb", "latent", "logit_")
@@ -160,9 +160,8 @@ def one_shot_gradients(
     if len(chunks) > 1 and chunks[-1].stop - chunks[-1].start < 2:  # a lone pair has nothing to be told apart from
         chunks[-2:] = [slice(chunks[-2].start, chunks[-1].stop)]
     steps = -(-len(forget) // batch_size) + sum(-(-(c.stop - c.start) // batch_size) for c in chunks)
-    hidden = {} if progress else {"disable": True}  # unset, so that TQDM_DISABLE counts
-    with only_gradients_of(clip, names) as weights, tqdm(total=steps, desc="gradients", **hidden) as bar:
-        loss_f = _forget_backward(clip, clip.pixels(forget), clip.tokens(forget.captions), batch_size, bar.update)
+    with only_gradients_of(clip, names) as weights, bar(total=steps, desc="gradients", show=progress) as done:
+        loss_f = _forget_backward(clip, clip.pixels(forget), clip.tokens(forget.captions), batch_size, done.update)
         forget_gradients = _collect(weights)
         loss_r = 0.0
         for rows in chunks:
@@ -172,7 +171,7 @@ def one_shot_gradients(
             for p in weights.values():
                 p.grad = None
             loss_r += share * _retain_backward(
-                clip, clip.pixels(part), clip.tokens(part.captions), batch_size, bar.update
+                clip, clip.pixels(part), clip.tokens(part.captions), batch_size, done.update
             )
             for n, p in weights.items():
                 p.grad = _weighted_sum(before[n], p.grad, share)

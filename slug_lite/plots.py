@@ -60,7 +60,7 @@ def heatmap(
     """A matrix as colours (cividis), rows and columns named; `mark_row` is boxed in orange."""
     with plt.rc_context(STYLE):
         if ax is None:
-            _, ax = plt.subplots(figsize=(5.2, 0.8 + 0.24 * len(rows)), layout="constrained")
+            _, ax = plt.subplots(figsize=(5.2, 1.7 + 0.27 * len(rows)), layout="constrained")
         low, high = limits or (float(np.min(values)), float(np.max(values)))
         image = ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
         ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")

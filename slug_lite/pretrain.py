@@ -26,11 +26,11 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
 
 from . import captions, toonworld
 from .models import Clip
 from .pairs import Pairs
+from .progress import bar
 
 MODEL_CFG = {
     "embed_dim": 128,
@@ -88,7 +88,7 @@ class Pool:
         counts = {"people": 7 * recipe.pool, "characters": 4 * recipe.pool, "cells": recipe.pool}
         self.images: dict[tuple[str, ...], np.ndarray] = {}
         work = [(g, c) for g, members in self.groups.items() for c in members]
-        for group, concept in tqdm(work, desc="renderings", leave=False):
+        for group, concept in bar(work, desc="renderings", leave=False):
             self.images[concept] = toonworld.renderings(concept, counts[group], recipe.seed, size=size)
 
     def batch(self, recipe: ClipRecipe, step: int) -> Pairs:
@@ -196,12 +196,12 @@ def train_clip(
     step = load_checkpoint(kept, clip.model, optimizer, asdict(recipe)) if kept.exists() else 0
     pool = Pool(recipe, recipe.model_cfg["vision_cfg"]["image_size"])
     stop, start, running = min(until or recipe.steps, recipe.steps), time.monotonic(), []
-    bar = tqdm(total=stop, initial=step, desc="training mini CLIP")
+    done = bar(total=stop, initial=step, desc="training mini CLIP")
     try:
         while step < stop:
             running.append(_train_step(clip, optimizer, pool.batch(recipe, step), recipe, step))
             step += 1
-            bar.update()
+            done.update()
             if step % log_every == 0 or step == recipe.steps:
                 row = {
                     "step": step,
@@ -219,7 +219,7 @@ def train_clip(
             if step % checkpoint_every == 0:
                 save_checkpoint(kept, clip.model, optimizer, step, asdict(recipe))
     finally:
-        bar.close()
+        done.close()
         save_checkpoint(kept, clip.model, optimizer, step, asdict(recipe))
     clip.model.eval()
     clip.model.visual.patch_dropout = torch.nn.Identity()

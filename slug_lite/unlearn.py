@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from . import toonworld
 from .edit import Edit, fingerprint
@@ -13,6 +12,7 @@ from .gradients import Gradients, one_shot_gradients
 from .metrics import Validation
 from .models import Clip
 from .pairs import Pairs, unknown
+from .progress import bar
 from .search import Score, Search, make_delta, search_step
 from .selection import pareto_front
 
@@ -77,8 +77,7 @@ def search_layers(
     try:
         scorer = validate.prepare(clip) if isinstance(validate, Validation) else None
         found = {}
-        hidden = {} if progress else {"disable": True}  # unset, so that TQDM_DISABLE counts
-        for layer in tqdm(layers, desc="step search", **hidden):
+        for layer in bar(layers, desc="step search", show=progress):
 
             def score(layer: str = layer) -> Score:
                 return validate(clip) if scorer is None else scorer.score(clip.tower(layer))

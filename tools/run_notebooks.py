@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom in a fresh kernel and write their outputs back: what is committed.
 
-    python tools/run_notebooks.py                 all of them
-    python tools/run_notebooks.py notebooks/00*   some
+python tools/run_notebooks.py                 all of them
+python tools/run_notebooks.py notebooks/00*   some
 """
 
 from __future__ import annotations
