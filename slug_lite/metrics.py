@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from . import toonworld
 from .models import Clip
 from .pairs import Pairs
+from .replay import Replay, blocks_before
 
 BATCH = 256
 
@@ -115,7 +116,7 @@ class Validation:
 
 
 class Scorer:
-    """A `Validation` on one model. Embeddings of the tower that an edit leaves alone are computed once."""
+    """A `Validation` on one model, with everything embedded once, at the weights of that moment."""
 
     def __init__(self, validation: Validation, clip: Clip) -> None:
         self.validation, self.clip = validation, clip
@@ -131,15 +132,41 @@ class Scorer:
         return {kind: zero_shot_classifier(self.clip, v.names[kind], v.templates[kind]) for kind in v.names}
 
     @torch.no_grad()
-    def score(self, tower: str | None = None) -> dict[str, float]:
-        """Scores of the model as it is now. tower: the one that an edit changed; None embeds nothing anew.
+    def of_layer(self, layer: str) -> Callable[[], dict[str, float]]:
+        """A function that scores the model after a change of `layer`, running only what such a change can reach.
 
+        To be called while the layer is untouched: the other tower's embeddings are kept, and in the layer's own
+        tower the activations before it.
+        """
+        vision, replay = self.clip.tower(layer) == "vision", Replay(blocks_before(self.clip, layer))
+
+        def embed() -> tuple[Tensor, dict[str, Tensor]]:
+            if vision:
+                return embed_images(self.clip, self.pixels), self.classifiers
+            return self.images, self._classifiers()
+
+        with replay.record():
+            embed()
+
+        @torch.no_grad()
+        def score() -> dict[str, float]:
+            with replay.play():
+                changed = embed()
+            return self.score(*changed)
+
+        return score
+
+    @torch.no_grad()
+    def score(self, images: Tensor | None = None, classifiers: dict[str, Tensor] | None = None) -> dict[str, float]:
+        """Scores of embeddings: those given, else those of the moment when this scorer was made.
+
+        images: unit vectors (n, dim) of the validation pictures; classifiers: for each kind (names, dim).
         "forget_accuracy" in [0, 1] on the concept's pictures; "margin", the mean over these pictures of (best
         other name's score - own score), in logits; "clearance", that mean in standard deviations over the pictures;
         for each kind the accuracy on all other pictures; "retain_accuracy", the mean over kinds.
         """
-        images = embed_images(self.clip, self.pixels) if tower == "vision" else self.images
-        classifiers = self._classifiers() if tower == "text" else self.classifiers
+        images = self.images if images is None else images
+        classifiers = self.classifiers if classifiers is None else classifiers
         out: dict[str, float] = {}
         for kind, (rows, own) in self.labels.items():
             logits = self.clip.logit_scale() * images[rows.to(images.device)] @ classifiers[kind].T

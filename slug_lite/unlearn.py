@@ -78,10 +78,7 @@ def search_layers(
         scorer = validate.prepare(clip) if isinstance(validate, Validation) else None
         found = {}
         for layer in bar(layers, desc="step search", show=progress):
-
-            def score(layer: str = layer) -> Score:
-                return validate(clip) if scorer is None else scorer.score(clip.tower(layer))
-
+            score = scorer.of_layer(layer) if scorer else lambda: validate(clip)
             found[layer] = search_step(
                 clip, layer, gradients.forget[layer], score, evaluations=evaluations, rule=rule, clearance=clearance
             )

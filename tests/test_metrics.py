@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import slug_lite as slug
-from slug_lite import metrics
+from slug_lite import metrics, replay
 from slug_lite.pairs import Pairs
 
 
@@ -62,15 +62,48 @@ def small():
     return slug.Validation.of_world("Ada Sunfield", n=8, others=1, size=32)
 
 
-@pytest.mark.parametrize(("layer", "tower"), [("visual.proj", "vision"), ("text_projection", "text")])
-def test_cached_scores_equal_full_ones(tiny, small, layer, tower):
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "visual.conv1.weight",
+        "visual.transformer.resblocks.0.mlp.c_fc.weight",
+        "visual.transformer.resblocks.1.attn.in_proj_weight",
+        "visual.proj",
+        "transformer.resblocks.0.attn.out_proj.weight",
+        "transformer.resblocks.1.mlp.c_proj.weight",
+        "text_projection",
+    ],
+)
+def test_scores_from_the_middle_equal_full_ones(tiny, small, layer):
     scorer = small.prepare(tiny)
+    score = scorer.of_layer(layer)
+    untouched = score()
     with torch.no_grad():
         weight = tiny.weights()[layer]
-        weight.add_(0.2 * torch.randn_like(weight))
-    cached, full = scorer.score(tower), small(tiny)
-    assert cached == pytest.approx(full, abs=1e-6)
-    assert scorer.score() != pytest.approx(full, abs=1e-3)  # the change matters at all
+        weight.add_(0.5 * torch.randn_like(weight))
+    assert score() == small(tiny)  # bit for bit
+    assert score() != untouched  # the change matters at all
+    assert not any("forward" in module.__dict__ for module in tiny.model.modules())
+
+
+def test_blocks_that_are_skipped(tiny):
+    vision, text = tiny.model.visual.transformer.resblocks, tiny.model.transformer.resblocks
+    for layer, blocks in (
+        ("visual.conv1.weight", []),
+        ("visual.transformer.resblocks.0.attn.in_proj_weight", []),
+        ("visual.transformer.resblocks.1.attn.in_proj_weight", list(vision)[:1]),
+        ("visual.proj", list(vision)),
+        ("text_projection", list(text)),
+    ):
+        assert replay.blocks_before(tiny, layer) == blocks, layer
+
+
+def test_skipped_blocks_come_back_after_an_interrupt(tiny, small):
+    score = small.prepare(tiny).of_layer("visual.proj")
+    tiny.model.visual.ln_post.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        score()
+    assert not any("forward" in module.__dict__ for module in tiny.model.modules())
 
 
 def test_scores_hold_what_they_say(tiny, small):

@@ -1,0 +1,79 @@
+"""Run a tower from the middle: what comes before an edited layer is computed once and played back.
+
+An edit of one layer leaves everything before it as it was. Here the output of the block before the edited one is
+kept, batch by batch, and in later runs the blocks up to there hand it over instead of computing it. The rest runs
+as always, on the same numbers in the same batches: results are the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from .models import Clip
+
+
+def blocks_before(clip: Clip, layer: str) -> list[nn.Module]:
+    """The blocks of `layer`'s tower that run before it and need not be run again; empty where there are none.
+
+    Blocks are the members of the outermost `nn.Sequential` or `nn.ModuleList` on the way to the layer. For a layer
+    behind all blocks, as the output projection, they are those of the longest such list in its tower.
+    """
+    parts = layer.split(".")
+    for k, part in enumerate(parts):
+        if part.isdigit() and isinstance(blocks := clip.model.get_submodule(".".join(parts[:k])), _LISTS):
+            return list(blocks)[: int(part)]
+    if not layer.endswith(_BEHIND):
+        return []
+    lists = [
+        m for n, m in clip.model.named_modules() if isinstance(m, _LISTS) and clip.tower(f"{n}.") == clip.tower(layer)
+    ]
+    return list(max(lists, key=len, default=[]))
+
+
+_LISTS = (nn.Sequential, nn.ModuleList)
+_BEHIND = ("visual.proj", "text_projection", "text_projection.weight", "visual.head.proj.weight")
+
+
+class Replay:
+    """Records the output of the last of `blocks`, one a batch, and plays it back in the same order."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        self.blocks, self.outputs = blocks, []
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        self.outputs = []
+        if not self.blocks:
+            yield
+            return
+        hook = self.blocks[-1].register_forward_hook(lambda module, args, output: self.outputs.append(output))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def play(self) -> Iterator[None]:
+        """Inside, every block hands over what was recorded for the batch; the last one moves on to the next."""
+        position = 0
+
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            return self.outputs[position]
+
+        def skip_last(*args: Any, **kwargs: Any) -> Any:
+            nonlocal position
+            position += 1
+            return self.outputs[position - 1]
+
+        stubs: list[Callable] = [skip] * (len(self.blocks) - 1) + [skip_last] * bool(self.blocks)
+        try:
+            for block, stub in zip(self.blocks, stubs, strict=True):
+                block.forward = stub
+            yield
+        finally:
+            for block in self.blocks:
+                block.__dict__.pop("forward", None)
