@@ -20,7 +20,7 @@ def blocks_before(clip: Clip, layer: str) -> list[nn.Module]:
     """The blocks of `layer`'s tower that run before it and need not be run again; empty where there are none.
 
     Blocks are the members of the outermost `nn.Sequential` or `nn.ModuleList` on the way to the layer. For a layer
-    behind all blocks, as the output projection, they are those of the longest such list in its tower.
+    behind all blocks, as the output projection, they are those of the first such list in its tower.
     """
     parts = layer.split(".")
     for k, part in enumerate(parts):
@@ -28,10 +28,9 @@ def blocks_before(clip: Clip, layer: str) -> list[nn.Module]:
             return list(blocks)[: int(part)]
     if not layer.endswith(_BEHIND):
         return []
-    lists = [
-        m for n, m in clip.model.named_modules() if isinstance(m, _LISTS) and clip.tower(f"{n}.") == clip.tower(layer)
-    ]
-    return list(max(lists, key=len, default=[]))
+    named = clip.model.named_modules()  # outermost first within a tower
+    lists = [m for n, m in named if isinstance(m, _LISTS) and clip.tower(f"{n}.") == clip.tower(layer)]
+    return list(lists[0]) if lists else []
 
 
 _LISTS = (nn.Sequential, nn.ModuleList)
