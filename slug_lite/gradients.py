@@ -22,13 +22,13 @@ from .models import Clip
 from .pairs import Pairs
 from .progress import bar
 
-# Tables and vectors that stand for positions, tokens or slots: not layers in the sense of the method
-NOT_LAYERS = ("embedding.", "embedding", "pos_embed", "cls_token", "reg_token", "cls_emb", "latent", "logit_")
+# Parts of names of tensors that stand for positions, tokens or slots: not layers in the sense of the method
+NOT_LAYERS = ("embedding", "pos_embed", "cls_token", "reg_token", "cls_emb", "latent", "logit_")
 
 
 def editable(name: str, weight: Tensor) -> bool:
     """Which weights may be chosen: matrices and convolutions. Biases, norms, embeddings and logit scale may not."""
-    return weight.ndim >= 2 and not any(name.split(".", 1)[-1].endswith(end) or end in name for end in NOT_LAYERS)
+    return weight.ndim >= 2 and not any(part in name for part in NOT_LAYERS)
 
 
 @dataclass(frozen=True)

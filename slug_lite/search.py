@@ -74,6 +74,8 @@ def search_step(
                 break  # beyond half precision: no such edit could be stored
             weight.copy_(add_delta(original, delta))
             result = dict(score())
+            if "forget_accuracy" not in result:
+                raise ValueError(f"the validation returned {sorted(result)}; 'forget_accuracy' must be among them")
             gone = forgotten(result, rule, clearance)
             rows.append({"layer": layer, "evaluation": k, "step": step, **result, "forgotten": gone})
             if gone:

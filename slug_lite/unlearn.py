@@ -91,7 +91,7 @@ def search_layers(
 def best_layer(found: dict[str, Search]) -> str | None:
     """Of the layers whose step succeeded, the one that keeps the best retained accuracy; the clearer margin on ties."""
     able = {layer: search.score for layer, search in found.items() if search.score is not None}
-    return max(able, key=lambda n: (able[n]["retain_accuracy"], able[n].get("clearance", 0.0)), default=None)
+    return max(able, key=lambda n: (able[n].get("retain_accuracy", 0.0), able[n].get("clearance", 0.0)), default=None)
 
 
 def _sets(
@@ -101,8 +101,11 @@ def _sets(
     if isinstance(concept, str):
         size = min(max(clip.image_size, 32), 256)
         forget = toonworld.pairs(concept, n_forget, seed, size=size)
-        retain = retain or toonworld.retain([concept], n_retain, seed, size=size)
-        return forget, retain, validate or Validation.of_world(concept, seed=seed, size=size), concept
+        if retain is None:
+            retain = toonworld.retain([concept], n_retain, seed, size=size)
+        if validate is None:
+            validate = Validation.of_world(concept, seed=seed, size=size)
+        return forget, retain, validate, concept
     if not isinstance(concept, Pairs):
         raise ValueError(f"concept is a {type(concept).__name__}; give a name of the mini world or Pairs")
     if retain is None or validate is None:

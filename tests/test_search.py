@@ -112,5 +112,7 @@ def test_what_was_tried_is_what_is_stored(tiny, gradient):
 def test_refusals(tiny, gradient):
     with pytest.raises(ValueError, match="zero"):
         search_step(tiny, LAYER, torch.zeros_like(gradient), dict)
+    with pytest.raises(ValueError, match="'forget_accuracy' must be among"):
+        search_step(tiny, LAYER, gradient, lambda: {"accuracy": 1.0})
     with pytest.raises(ValueError, match="at least 1"):
         search_step(tiny, LAYER, gradient, dict, evaluations=0)

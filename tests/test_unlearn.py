@@ -110,6 +110,7 @@ def test_bad_input_changes_nothing(mini):
         (ValueError, "forget set has 1", lambda: slug.unlearn(mini, forget[:1], retain, validate=dict)),
         (ValueError, "about Zorbo", lambda: slug.unlearn(mini, forget, retain + forget, validate=dict)),
         (ValueError, "about Zorbo", lambda: slug.unlearn(mini, "Zorbo", retain + forget)),
+        (ValueError, "retain set has 0", lambda: slug.unlearn(mini, "Zorbo", retain[:0])),
         (ValueError, "NaN in 2 of 2", lambda: slug.unlearn(mini, Pairs(nan, ["a", "b"]), retain, validate=dict)),
         (ValueError, "shape", lambda: slug.unlearn(mini, Pairs(forget.images[..., 0], forget.captions), retain)),
         (KeyError, "'paper'", lambda: slug.unlearn(mini, "Zorbo", rule="papers", evaluations=1)),
