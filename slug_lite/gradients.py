@@ -8,11 +8,11 @@ For a weight tensor theta_l (Cai, Tan, Asif, 2025, section 3.2):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -112,15 +112,17 @@ def _forget_backward(clip: Clip, pixels: Tensor, tokens: Tensor, batch_size: int
     return total
 
 
-def _retain_backward(clip: Clip, pixels: Tensor, tokens: Tensor, batch_size: int, tick: Callable[[], object]) -> float:
-    """Add grad L_r over all pairs to .grad, holding one micro-batch's activations at a time (Gao et al., 2021).
+def _retain_backward(clip: Clip, retain: Pairs, share: float, batch_size: int, tick: Callable[[], object]) -> float:
+    """Add share * grad L_r over all pairs given to .grad, holding one micro-batch's activations at a time.
 
-    The loss sees all embeddings at once; its gradient with respect to them is kept, and pulled back through the
-    towers micro-batch by micro-batch in a second forward pass. One micro-batch needs no second pass.
+    Gradient caching (Gao et al., 2021): the loss sees all embeddings at once; its gradient with respect to them is
+    kept, and pulled back through the towers micro-batch by micro-batch in a second forward pass. One micro-batch
+    needs no second pass. Returns share * L_r.
     """
+    pixels, tokens = clip.pixels(retain), clip.tokens(retain.captions)
     scale, batches = clip.logit_scale().detach(), _batches(len(tokens), batch_size)
     if len(batches) == 1:
-        loss = retain_loss(clip.image_features(pixels), clip.text_features(tokens), scale)
+        loss = share * retain_loss(clip.image_features(pixels), clip.text_features(tokens), scale)
         loss.backward()
         tick()
         return loss.item()
@@ -129,7 +131,7 @@ def _retain_backward(clip: Clip, pixels: Tensor, tokens: Tensor, batch_size: int
         texts = torch.cat([clip.text_features(tokens[rows]) for rows in batches])
     images.requires_grad_()
     texts.requires_grad_()
-    loss = retain_loss(images, texts, scale)
+    loss = share * retain_loss(images, texts, scale)
     to_images, to_texts = torch.autograd.grad(loss, (images, texts))
     for rows in batches:
         pulled = (clip.image_features(pixels[rows]) * to_images[rows]).sum()
@@ -163,35 +165,14 @@ def one_shot_gradients(
     with only_gradients_of(clip, names) as weights, bar(total=steps, desc="gradients", show=progress) as done:
         loss_f = _forget_backward(clip, clip.pixels(forget), clip.tokens(forget.captions), batch_size, done.update)
         forget_gradients = _collect(weights)
-        loss_r = 0.0
-        for rows in chunks:
-            share = (rows.stop - rows.start) / len(retain)
-            part = retain[rows]
-            before = {n: p.grad for n, p in weights.items()}
-            for p in weights.values():
-                p.grad = None
-            loss_r += share * _retain_backward(
-                clip, clip.pixels(part), clip.tokens(part.captions), batch_size, done.update
-            )
-            for n, p in weights.items():
-                p.grad = _weighted_sum(before[n], p.grad, share)
-        retain_gradients = _collect(weights)
-        stats = layer_stats(clip, forget_gradients, retain_gradients)
-    if not (
-        math.isfinite(loss_f)
-        and math.isfinite(loss_r)
-        and stats[["forget_norm", "retain_norm"]].map(math.isfinite).all(None)
-    ):
+        loss_r = sum(
+            _retain_backward(clip, retain[rows], len(retain[rows]) / len(retain), batch_size, done.update)
+            for rows in chunks
+        )
+        stats = layer_stats(clip, forget_gradients, _collect(weights))
+    if not np.isfinite([loss_f, loss_r, *stats["forget_norm"], *stats["retain_norm"]]).all():
         raise ValueError(f"losses or gradients are not finite (forget {loss_f}, retain {loss_r}): look at the inputs")
     return Gradients(stats, forget_gradients, loss_f, loss_r)
-
-
-def _weighted_sum(total: Tensor | None, part: Tensor | None, share: float) -> Tensor | None:
-    if part is None:
-        return total
-    if total is None:
-        return part if share == 1 else part * share
-    return total.add_(part, alpha=share)
 
 
 def layer_stats(clip: Clip, forget: dict[str, Tensor], retain: dict[str, Tensor]) -> pd.DataFrame:
