@@ -37,7 +37,8 @@ def main() -> int:
         shutil.rmtree(BUILD, ignore_errors=True)
         CACHE.mkdir(parents=True)
         mark.write_text(now)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--warningiserror", "--keep-going"]
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [program, "build", ROOT, "--warningiserror", "--keep-going"]
     code = subprocess.call(command)
     if code:
         # pages of a failed build would look like a good one
