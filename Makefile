@@ -40,7 +40,7 @@ $(STAMP): requirements.txt pyproject.toml
 	if ! $(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; then \
 	  echo "Creating $(VENV) with $$found"; $$found -m venv --clear $(VENV); fi
 	$(PY) -m pip install --quiet -r requirements.txt
-	$(PY) -m pip install --quiet --no-deps --editable .
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 # All supported Pythons and systems at once.

@@ -7,7 +7,6 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -105,8 +104,6 @@ def test_the_wheel_holds_the_assets(tmp_path):
         ROOT,
     ]
     built = subprocess.run(command, capture_output=True, text=True)
-    if built.returncode and "setuptools" in built.stderr:
-        pytest.skip("setuptools is not installed here, and fetching it needs a network")
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
