@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,79 +112,117 @@ class Validation:
         return Scorer(self, clip)
 
     def __call__(self, clip: Clip) -> dict[str, float]:
-        """Score `clip` as it is; see `Scorer.score`."""
+        """Score `clip` as it is: see `Scorer.forgetting` and `Scorer.retaining`."""
         return self.prepare(clip).score()
 
 
 class Scorer:
-    """A `Validation` on one model, with everything embedded once, at the weights of that moment."""
+    """A `Validation` on one model, with everything embedded once, at the weights of that moment.
+
+    The concept's own pictures and all others are embedded apart, and the names of one kind apart from those of
+    another: whether the concept is forgotten can then be asked alone, at a fraction of the cost.
+    """
 
     def __init__(self, validation: Validation, clip: Clip) -> None:
         self.validation, self.clip = validation, clip
-        self.pixels = clip.pixels(validation.pairs)
-        self.images = embed_images(clip, self.pixels)
-        self.classifiers = self._classifiers()
-        self.labels = {kind: labels(validation.pairs, names) for kind, names in validation.names.items()}
+        self.kind = next(kind for kind, names in validation.names.items() if validation.forget in names)
         shown = [validation.forget in concept for concept in validation.pairs.concepts or ()]
-        self.shows_forgotten = torch.tensor(shown)
+        groups = {"forget": [k for k, s in enumerate(shown) if s], "rest": [k for k, s in enumerate(shown) if not s]}
+        pairs = {group: validation.pairs[rows] for group, rows in groups.items()}
+        self.pixels = {group: clip.pixels(some) for group, some in pairs.items() if len(some)}
+        self.labels = {kind: labels(pairs["rest"], names) for kind, names in validation.names.items()}
+        self.images = {group: self.embed(group) for group in self.pixels}
+        self.classifiers = {kind: self.embed(kind) for kind in validation.names}
 
-    def _classifiers(self) -> dict[str, Tensor]:
-        v = self.validation
-        return {kind: zero_shot_classifier(self.clip, v.names[kind], v.templates[kind]) for kind in v.names}
+    def embed(self, part: str) -> Tensor:
+        """Unit vectors of one part with the model as it is: pictures of "forget" or "rest", or the names of a kind."""
+        if part in self.pixels:
+            return embed_images(self.clip, self.pixels[part])
+        return zero_shot_classifier(self.clip, self.validation.names[part], self.validation.templates[part])
 
-    @torch.no_grad()
-    def of_layer(self, layer: str) -> Callable[[], dict[str, float]]:
-        """A function that scores the model after a change of `layer`, running only what such a change can reach.
-
-        To be called while the layer is untouched: the other tower's embeddings are kept, and in the layer's own
-        tower the activations before it.
-        """
-        vision, replay = self.clip.tower(layer) == "vision", Replay(blocks_before(self.clip, layer))
-
-        def embed() -> tuple[Tensor, dict[str, Tensor]]:
-            if vision:
-                return embed_images(self.clip, self.pixels), self.classifiers
-            return self.images, self._classifiers()
-
-        with replay.record():
-            embed()
-
-        @torch.no_grad()
-        def score() -> dict[str, float]:
-            with replay.play():
-                changed = embed()
-            return self.score(*changed)
-
-        return score
+    def of_layer(self, layer: str) -> LayerScorer:
+        """Scores after a change of `layer`, running only what such a change can reach."""
+        return LayerScorer(self, layer)
 
     @torch.no_grad()
-    def score(self, images: Tensor | None = None, classifiers: dict[str, Tensor] | None = None) -> dict[str, float]:
-        """Scores of embeddings: those given, else those of the moment when this scorer was made.
+    def forgetting(self, images: Tensor | None = None, classifier: Tensor | None = None) -> dict[str, float]:
+        """Is the concept still known? From embeddings: those given, else those of the moment this scorer was made.
 
-        images: unit vectors (n, dim) of the validation pictures; classifiers: for each kind (names, dim).
-        "forget_accuracy" in [0, 1] on the concept's pictures; "margin", the mean over these pictures of (best
-        other name's score - own score), in logits; "clearance", that mean in standard deviations over the pictures;
-        for each kind the accuracy on all other pictures; "retain_accuracy", the mean over kinds.
+        images: unit vectors (n, dim) of the concept's pictures; classifier: (names of its kind, dim).
+        "forget_accuracy" in [0, 1]; "margin", the mean over pictures of (best other name's score - own score), in
+        logits; "clearance", that mean in standard deviations over the pictures.
         """
-        images = self.images if images is None else images
+        images = self.images["forget"] if images is None else images
+        classifier = self.classifiers[self.kind] if classifier is None else classifier
+        logits = (self.clip.logit_scale() * images @ classifier.T).float().cpu()
+        own = self.validation.names[self.kind].index(self.validation.forget)
+        return _forgetting(logits, own)
+
+    @torch.no_grad()
+    def retaining(
+        self, images: Tensor | None = None, classifiers: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
+        """Is everything else still known? images: unit vectors (n, dim) of all other pictures; classifiers: by kind.
+
+        For each kind its accuracy in [0, 1]; "retain_accuracy", the mean over kinds; "retain_loss", the mean over
+        kinds of the cross-entropy of the right name, in nats: it tells apart what accuracies of 100 % do not.
+        """
+        images = self.images.get("rest") if images is None else images
         classifiers = self.classifiers if classifiers is None else classifiers
-        out: dict[str, float] = {}
+        accuracy, loss = {}, []
         for kind, (rows, own) in self.labels.items():
-            logits = self.clip.logit_scale() * images[rows.to(images.device)] @ classifiers[kind].T
-            right, keep = logits.argmax(1).cpu().eq(own), ~self.shows_forgotten[rows]
-            if self.validation.forget in self.validation.names[kind]:
-                out |= _forgetting(logits[~keep].float().cpu(), own[~keep])
-            if keep.any():
-                out[kind] = right[keep].float().mean().item()
-        kept = [out[kind] for kind in self.labels if kind in out]
-        return out | {"retain_accuracy": sum(kept) / len(kept) if kept else float("nan")}
+            if images is None or len(rows) == 0:
+                continue
+            logits = (self.clip.logit_scale() * images[rows.to(images.device)] @ classifiers[kind].T).float().cpu()
+            accuracy[kind] = logits.argmax(1).eq(own).float().mean().item()
+            loss.append(F.cross_entropy(logits, own).item())
+        if not loss:
+            return {}
+        return accuracy | {"retain_accuracy": sum(accuracy.values()) / len(loss), "retain_loss": sum(loss) / len(loss)}
+
+    def score(self) -> dict[str, float]:
+        """All scores of the moment when this scorer was made."""
+        return self.forgetting() | self.retaining()
 
 
-def _forgetting(logits: Tensor, own: Tensor) -> dict[str, float]:
-    score = logits.gather(1, own[:, None]).squeeze(1)
-    others = logits.scatter(1, own[:, None], float("-inf")).amax(1)
-    gap = others - score
-    spread = gap.std(correction=0).item()
-    mean = gap.mean().item()
-    clearance = mean / spread if spread > 0 else float("inf") * (mean > 0) if mean else 0.0
+class LayerScorer:
+    """Scores the model after changes of one layer; to be made while the layer is untouched.
+
+    The other tower's embeddings are those of the scorer, and in the layer's own tower the activations before it
+    are kept: a call gives what `Validation` would give, bit for bit, for less.
+    """
+
+    def __init__(self, scorer: Scorer, layer: str) -> None:
+        self.scorer, self.vision = scorer, scorer.clip.tower(layer) == "vision"
+        blocks = blocks_before(scorer.clip, layer)
+        self.replays = {part: Replay(blocks) for part in (scorer.pixels if self.vision else scorer.validation.names)}
+        for part, replay in self.replays.items():
+            with replay.record():
+                scorer.embed(part)
+
+    def _embed(self, part: str) -> Tensor:
+        with self.replays[part].play():
+            return self.scorer.embed(part)
+
+    def forgetting(self) -> dict[str, float]:
+        """Is the concept still known? See `Scorer.forgetting`."""
+        if self.vision:
+            return self.scorer.forgetting(images=self._embed("forget"))
+        return self.scorer.forgetting(classifier=self._embed(self.scorer.kind))
+
+    def retaining(self) -> dict[str, float]:
+        """Is everything else still known? See `Scorer.retaining`."""
+        if not self.vision:
+            return self.scorer.retaining(classifiers={kind: self._embed(kind) for kind in self.replays})
+        return self.scorer.retaining(images=self._embed("rest")) if "rest" in self.replays else {}
+
+    def __call__(self) -> dict[str, float]:
+        return self.forgetting() | self.retaining()
+
+
+def _forgetting(logits: Tensor, own: int) -> dict[str, float]:
+    others = [k for k in range(logits.shape[1]) if k != own]
+    gap = logits[:, others].amax(1) - logits[:, own]
+    mean, spread = gap.mean().item(), gap.std(correction=0).item()
+    clearance = mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
     return {"forget_accuracy": (gap <= 0).float().mean().item(), "margin": mean, "clearance": clearance}

@@ -16,7 +16,7 @@ from .pairs import unknown
 Score = Mapping[str, float]
 
 
-def forgotten(score: Score, rule: str = "margin", clearance: float = 2.0) -> bool:
+def forgotten(score: Score, rule: str = "margin", clearance: float = 4.0) -> bool:
     """Is the concept gone, by these validation scores?
 
     rule "paper": no validation picture is recognised. That alone leaves room for luck: no hit in 48 pictures still
@@ -54,26 +54,29 @@ def make_delta(gradient: Tensor, step: float) -> Tensor:
 @torch.no_grad()
 def search_step(
     clip: Clip, layer: str, gradient: Tensor, score: Callable[[], Score], *, evaluations: int = 10,
-    rule: str = "margin", clearance: float = 2.0,
+    rule: str = "margin", clearance: float = 4.0, whole: bool = False,
 ) -> Search:  # fmt: skip
     """Look for the smallest step in `layer` that forgets, in at most `evaluations` tries.
 
     Doubles the step until the concept is gone, then halves the interval between the last failure and the last
-    success. score() is called with the step in place. The weight is put back bit for bit, also on an interrupt.
+    success. score() is called with the step in place. A `metrics.LayerScorer` is asked at every try whether the
+    concept is forgotten, and what the rest keeps at the chosen step alone; whole=True asks everything every time.
+    The steps are the same. The weight is put back bit for bit, also on an interrupt.
     """
     if evaluations < 1:
         raise ValueError(f"evaluations={evaluations}; at least 1 is needed")
     weight = clip.weights()[layer]
     original, step = weight.detach().clone(), first_step(weight, gradient)
     too_short, enough, best = 0.0, None, None
-    rows = []
+    probe = score if whole else getattr(score, "forgetting", score)
+    rows: list[dict] = []
     try:
         for k in range(evaluations):
             delta = make_delta(gradient, step)
             if not torch.isfinite(delta).all():
                 break  # beyond half precision: no such edit could be stored
             weight.copy_(add_delta(original, delta))
-            result = dict(score())
+            result = dict(probe())
             if "forget_accuracy" not in result:
                 raise ValueError(f"the validation returned {sorted(result)}; 'forget_accuracy' must be among them")
             gone = forgotten(result, rule, clearance)
@@ -83,6 +86,10 @@ def search_step(
             else:
                 too_short = step
             step = 2 * step if enough is None else (too_short + enough) / 2
+        if enough is not None and probe is not score:
+            weight.copy_(add_delta(original, make_delta(gradient, enough)))
+            best |= score.retaining()
+            next(row for row in rows if row["step"] == enough).update(best)
     finally:
         weight.copy_(original)
     return Search(enough, best, pd.DataFrame(rows))

@@ -28,7 +28,7 @@ class NothingForgets(RuntimeError):
 def unlearn(
     clip: Clip, concept: str | Pairs, retain: Pairs | None = None, *, tower: str | None = None,
     validate: Validation | Callable[[Clip], Score] | None = None, n_forget: int = 48, n_retain: int = 512,
-    batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 2.0, seed: int = 0,
+    batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 4.0, seed: int = 0,
     progress: bool = True,
 ) -> Edit:  # fmt: skip
     """Find the edit that makes `clip` forget a concept; the model itself is left as it was.
@@ -38,7 +38,8 @@ def unlearn(
     tower: "vision" or "text" looks there alone. A pipeline of Stable Diffusion can take edits of "text".
     validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
         "retain_accuracy".
-    rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`.
+    rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. Where no layer's margin
+        gets as wide as asked, half of it is asked for.
 
     Of the layers on the Pareto front that can be made to forget, the one that keeps the best retained accuracy is
     taken. Raises KeyError for an unknown name or tower, ValueError for sets that do not fit, `NothingForgets` if
@@ -50,11 +51,16 @@ def unlearn(
     base = fingerprint(clip)
     gradients = one_shot_gradients(clip, forget, retain, batch_size=batch_size, progress=progress)
     front = [layer for layer in pareto_front(gradients.stats) if tower in (None, clip.tower(layer))]
-    found = search_layers(
-        clip, gradients, front, validate, evaluations=evaluations, rule=rule, clearance=clearance, progress=progress
-    )
-    trace = pd.concat([search.trace for search in found.values()], ignore_index=True)
-    layer = best_layer(found)
+    traces, layer = [], None
+    for width in (clearance, clearance / 2) if rule == "margin" else (clearance,):
+        found = search_layers(
+            clip, gradients, front, validate, evaluations=evaluations, rule=rule, clearance=width, progress=progress
+        )
+        traces += [search.trace.assign(asked=width) for search in found.values()]
+        layer = best_layer(found)
+        if layer is not None:
+            break
+    trace = pd.concat(traces, ignore_index=True)
     if layer is None:
         best = trace.sort_values("forget_accuracy").iloc[0]
         raise NothingForgets(
@@ -69,7 +75,7 @@ def unlearn(
 
 def search_layers(
     clip: Clip, gradients: Gradients, layers: list[str], validate: Validation | Callable[[Clip], Score], *,
-    evaluations: int = 10, rule: str = "margin", clearance: float = 2.0, progress: bool = True,
+    evaluations: int = 10, rule: str = "margin", clearance: float = 4.0, progress: bool = True,
 ) -> dict[str, Search]:  # fmt: skip
     """The step search in each of `layers`, in eval mode; what their edits cannot change is embedded once."""
     modes = {module: module.training for module in clip.model.modules()}
@@ -89,9 +95,10 @@ def search_layers(
 
 
 def best_layer(found: dict[str, Search]) -> str | None:
-    """Of the layers whose step succeeded, the one that keeps the best retained accuracy; the clearer margin on ties."""
+    """Of the layers whose step succeeded, the one that keeps the best retained accuracy; on ties the least loss."""
     able = {layer: search.score for layer, search in found.items() if search.score is not None}
-    return max(able, key=lambda n: (able[n].get("retain_accuracy", 0.0), able[n].get("clearance", 0.0)), default=None)
+    kept = {layer: (s.get("retain_accuracy", 0.0), -s.get("retain_loss", 0.0)) for layer, s in able.items()}
+    return max(kept, key=kept.__getitem__, default=None)
 
 
 def _sets(

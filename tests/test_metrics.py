@@ -33,9 +33,9 @@ def test_labels():
 
 def test_margin_and_clearance_by_hand():
     logits = torch.tensor([[1.0, 4.0, 0.0], [2.0, 0.0, 3.0]])  # the own name is column 0
-    out = metrics._forgetting(logits, torch.tensor([0, 0]))
+    out = metrics._forgetting(logits, 0)
     assert out["forget_accuracy"] == 0 and out["margin"] == pytest.approx(2) and out["clearance"] == pytest.approx(2)
-    known = metrics._forgetting(torch.tensor([[5.0, 1.0, 0.0], [1.0, 0.0, 3.0]]), torch.tensor([0, 0]))
+    known = metrics._forgetting(torch.tensor([[5.0, 1.0, 0.0], [1.0, 0.0, 3.0]]), 0)
     assert known["margin"] == pytest.approx(-1) and known["forget_accuracy"] == 0.5
 
 
@@ -86,6 +86,13 @@ def test_scores_from_the_middle_equal_full_ones(tiny, small, layer):
     assert not any("forward" in module.__dict__ for module in tiny.model.modules())
 
 
+def test_forgetting_alone_is_part_of_the_whole(tiny, small):
+    for layer in ("visual.proj", "text_projection"):
+        score = small.prepare(tiny).of_layer(layer)
+        assert score() == score.forgetting() | score.retaining()
+        assert set(score.forgetting()) == {"forget_accuracy", "margin", "clearance"}
+
+
 def test_blocks_that_are_skipped(tiny):
     vision, text = tiny.model.visual.transformer.resblocks, tiny.model.transformer.resblocks
     for layer, blocks in (
@@ -110,6 +117,7 @@ def test_scores_hold_what_they_say(tiny, small):
     score = small(tiny)
     assert set(score) == {
         "people", "characters", "objects", "styles", "forget_accuracy", "margin", "clearance", "retain_accuracy",
+        "retain_loss",
     }  # fmt: skip
     kinds = [score[k] for k in ("people", "characters", "objects", "styles")]
     assert score["retain_accuracy"] == pytest.approx(np.mean(kinds))

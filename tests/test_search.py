@@ -22,7 +22,7 @@ class Known:
         gone = self.seen[-1] >= self.threshold * 0.999
         score = {"forget_accuracy": 0.0 if gone else 1.0, "retain_accuracy": 1.0}
         if self.clear_from is not None:
-            score["clearance"] = 2.0 * self.seen[-1] / self.clear_from
+            score["clearance"] = 4.0 * self.seen[-1] / self.clear_from
         return score
 
 
@@ -65,10 +65,33 @@ def test_the_margin_rule_goes_further_than_the_papers(tiny, gradient):
     assert paper == pytest.approx(2 * begin, rel=0.05) and margin == pytest.approx(3 * begin, rel=0.05)
 
 
+def test_the_rest_is_scored_at_the_chosen_step_alone(tiny, gradient):
+    begin = first_step(tiny.weights()[LAYER], gradient)
+
+    class Parted(Known):
+        retained = 0
+
+        def forgetting(self):
+            return {"forget_accuracy": self()["forget_accuracy"]}
+
+        def retaining(self):
+            Parted.retained += 1
+            moved = ((self.weight - self.original) * self.gradient).sum() / self.gradient.pow(2).sum()
+            assert moved.item() == pytest.approx(max(x for x in self.seen if x <= moved * 1.01), rel=5e-3)
+            return {"retain_accuracy": moved.item()}
+
+    found = search_step(tiny, LAYER, gradient, Parted(tiny, gradient, 3 * begin))
+    whole = search_step(tiny, LAYER, gradient, Known(tiny, gradient, 3 * begin), whole=True)
+    assert found.step == whole.step and Parted.retained == 1
+    assert found.score["retain_accuracy"] == pytest.approx(found.step, rel=5e-3)
+    row = found.trace.dropna(subset=["retain_accuracy"])
+    assert list(row.step) == [found.step] and whole.trace.retain_accuracy.notna().all()
+
+
 def test_rules():
     assert forgotten({"forget_accuracy": 0.0, "clearance": 1.0}, "paper")
     assert not forgotten({"forget_accuracy": 0.0, "clearance": 1.0})
-    assert forgotten({"forget_accuracy": 0.0, "clearance": 2.5}) and forgotten({"forget_accuracy": 0.0})
+    assert forgotten({"forget_accuracy": 0.0, "clearance": 4.5}) and forgotten({"forget_accuracy": 0.0})
     assert not forgotten({"forget_accuracy": 0.02, "clearance": 9.0})
     with pytest.raises(KeyError, match="'margin'"):
         forgotten({"forget_accuracy": 0.0}, "margins")

@@ -126,12 +126,12 @@ def test_when_nothing_forgets_the_trace_is_handed_over(mini):
     assert len(caught.value.trace) >= 1 and "step" in caught.value.trace
 
 
-def test_best_layer_keeps_most_and_prefers_the_clearer_margin():
+def test_best_layer_keeps_most_and_then_the_least_loss():
     from slug_lite.search import Search
 
-    def found(keep, clear):
-        return Search(1.0, {"retain_accuracy": keep, "clearance": clear}, None)
+    def found(keep, loss):
+        return Search(1.0, {"retain_accuracy": keep, "retain_loss": loss}, None)
 
-    assert best_layer({"a": found(0.9, 9), "b": found(0.95, 2), "c": Search(None, None, None)}) == "b"
-    assert best_layer({"a": found(0.9, 2), "b": found(0.9, 3)}) == "b"
+    assert best_layer({"a": found(0.9, 0.1), "b": found(0.95, 2), "c": Search(None, None, None)}) == "b"
+    assert best_layer({"a": found(0.9, 0.3), "b": found(0.9, 0.2)}) == "b"
     assert best_layer({"c": Search(None, None, None)}) is None

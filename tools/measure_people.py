@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pandas as pd
 
 import slug_lite as slug
 from slug_lite import metrics
@@ -26,16 +27,22 @@ def forget_accuracy(clip: slug.Clip, name: str) -> float:
     return guesses.eq(world.NAMES[kind].index(name)).float().mean().item()
 
 
+def others(scores: dict, name: str) -> pd.Series:
+    """Accuracy on everything but `name`, by kind."""
+    table = scores["per_concept"]
+    return table[table["name"] != name].groupby("kind")["accuracy"].mean()
+
+
 def measure(clip: slug.Clip, name: str, before: dict) -> dict:
     """One row: what is left of the concept, what every kind of the others lost, and the edit's own numbers."""
     start = time.perf_counter()
-    edit = slug.unlearn(clip, name, seed=SEED)
+    edit = slug.unlearn(clip, name, seed=SEED, progress=False)
     seconds = time.perf_counter() - start
     known = forget_accuracy(clip, name)
     with edit.on(clip):
         left, after = forget_accuracy(clip, name), slug.evaluate(clip, n=24, seed=SEED + 1000)
-    tables = [t["per_concept"].query("name != @name").groupby("kind")["accuracy"].mean() for t in (before, after)]
-    lost = {f"lost_{kind}": round(100 * value, 2) for kind, value in (tables[0] - tables[1]).items()}
+    change = others(before, name) - others(after, name)
+    lost = {f"lost_{kind}": round(100 * value, 2) for kind, value in change.items()}
     weight = clip.weights()[edit.layer]
     return {
         "name": name, "known": round(known, 4), "left": round(left, 4), **lost, "layer": edit.layer,
