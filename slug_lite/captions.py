@@ -90,6 +90,8 @@ def kind_of(name: str) -> str:
             return kind
     raise unknown(name, [n for names in NAMES.values() for n in names], "name")
 
+MODES = ("name", "describe", "both", "mixed")
+
 
 def check_split(split: str) -> str:
     if split not in SPLITS:
@@ -119,7 +121,10 @@ def caption(concept: Sequence[str], split: str, mode: str, rng: np.random.Genera
 
     mode: "name", "describe", "both", or "mixed" (three in five name, one describes, one does both).
     subject: for an object in a style the one of both that the caption must be about; None leaves it to chance.
+    Raises KeyError for another mode.
     """
+    if mode not in MODES:
+        raise unknown(mode, MODES, "caption mode")
     split = "test" if split == "unseen" else split
 
     def pick(options: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -68,7 +68,8 @@ def fingerprint(clip: Clip) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(clip.weights().items()):
         flat = untouched(weight).flatten()
-        sample = flat[:: max(1, flat.numel() // 256)][:256].to(torch.bfloat16).cpu()
+        places = torch.linspace(0, flat.numel() - 1, min(256, flat.numel()), dtype=torch.float64).round().long()
+        sample = flat[places.to(flat.device)].to(torch.bfloat16).cpu()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -83,9 +84,9 @@ def _version() -> str:
 def _as_clip(target: object) -> Clip:
     if isinstance(target, Clip):
         return target
-    if isinstance(target, nn.Module) and hasattr(target, "visual") and hasattr(target, "encode_text"):
+    if isinstance(target, nn.Module) and (hasattr(target, "encode_text") or hasattr(target, "get_text_features")):
         return Clip(target, None, None)  # weights only: an edit needs neither tokenizer nor transform
-    raise ValueError(f"an edit goes on a Clip or an open_clip model, not on a {type(target).__name__}")
+    raise ValueError(f"an edit goes on a Clip, an open_clip model or a CLIPModel, not on a {type(target).__name__}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,9 @@ class Edit:
     """deltas: for each layer what is added to it, half precision, in the weight's shape
     steps: for each layer the step size lambda that made it; concept: what it forgets, in words
     base: `fingerprint` of the model that it was made for; trace: the search, one row an evaluation (not saved)
+    factors: of an edit of low rank, for each layer what its delta is the product of; these are saved then
+
+    Raises ValueError for deltas and steps of different layers, and for deltas that are not finite.
     """
 
     deltas: dict[str, Tensor]
@@ -101,6 +105,14 @@ class Edit:
     base: str
     version: str = field(default_factory=_version)
     trace: pd.DataFrame | None = None
+    factors: dict[str, tuple[Tensor, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.deltas or set(self.deltas) != set(self.steps):
+            raise ValueError(f"deltas and steps must be for the same layers: {list(self.deltas)}, {list(self.steps)}")
+        for layer, delta in self.deltas.items():
+            if not torch.isfinite(delta).all():
+                raise ValueError(f"the delta of {layer!r} is not finite")
 
     @property
     def layers(self) -> list[str]:
@@ -181,10 +193,29 @@ class Edit:
         for layer, weight in self.check(target, force=True).items():
             _shift(weight, -self.deltas[layer])
 
+    def low_rank(self, rank: int) -> Edit:
+        """The edit with every delta replaced by the nearest one of `rank` (Eckart and Young, 1936), for small files.
+
+        A convolution counts as a matrix (out, in * height * width). ValueError for a rank below 1. What is lost is
+        yours to measure: put both edits on and compare.
+        """
+        if rank < 1:
+            raise ValueError(f"rank={rank}; at least 1 is needed")
+        factors = {}
+        for layer, delta in self.deltas.items():
+            u, s, v = torch.linalg.svd(delta.float().flatten(1), full_matrices=False)
+            root = s[:rank].sqrt()
+            factors[layer] = ((u[:, :rank] * root).to(DELTA_DTYPE), (root[:, None] * v[:rank]).to(DELTA_DTYPE))
+        deltas = {layer: _product(*factors[layer], self.deltas[layer].shape) for layer in factors}
+        return replace(self, deltas=deltas, factors=factors)
+
     def save(self, file: str | Path) -> Path:
         """Write the edit as safetensors with its metadata; an existing file is replaced in one go."""
         file = Path(file)
         tensors = {layer: delta.contiguous().cpu() for layer, delta in self.deltas.items()}
+        if self.factors:
+            sides = {layer: zip(("left", "right"), pair, strict=True) for layer, pair in self.factors.items()}
+            tensors = {f"{n}.{side}": x.contiguous().cpu() for n, pair in sides.items() for side, x in pair}
         meta = {
             "format": FORMAT,
             "concept": self.concept,
@@ -192,6 +223,8 @@ class Edit:
             "version": self.version,
             "steps": json.dumps(self.steps),
         }
+        if self.factors:
+            meta["shapes"] = json.dumps({layer: list(delta.shape) for layer, delta in self.deltas.items()})
         meta["digest"] = _digest(tensors, meta)
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         try:
@@ -210,21 +243,30 @@ class Edit:
         try:
             with safe_open(file, "pt") as saved:
                 meta = saved.metadata() or {}
+                if meta.get("format") != FORMAT:
+                    raise ValueError(f"{str(file)!r} is no edit: its format is {meta.get('format')!r}, not {FORMAT!r}")
                 tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{str(file)!r} is truncated or no safetensors file: {error}") from error
-        if meta.get("format") != FORMAT:
-            raise ValueError(f"{str(file)!r} is no edit: its format is {meta.get('format')!r}, not {FORMAT!r}")
         if meta.get("digest") != _digest(tensors, {k: v for k, v in meta.items() if k != "digest"}):
             raise ValueError(f"{str(file)!r} was altered after it was saved: its digest does not match its content")
-        return cls(tensors, json.loads(meta["steps"]), meta["concept"], meta["base"], meta["version"])
+        papers = (json.loads(meta["steps"]), meta["concept"], meta["base"], meta["version"])
+        if "shapes" not in meta:
+            return cls(tensors, *papers)
+        shapes = json.loads(meta["shapes"])
+        factors = {layer: (tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in shapes}
+        return cls({n: _product(*pair, shapes[n]) for n, pair in factors.items()}, *papers, factors=factors)
+
+
+def _product(left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
+    return (left.float() @ right.float()).reshape(tuple(shape)).to(DELTA_DTYPE)
 
 
 def _digest(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -238,8 +280,9 @@ def _put_on(weight: nn.Parameter, token: object, delta: Tensor) -> None:
 @torch.no_grad()
 def _take_off(weight: nn.Parameter, token: object) -> None:
     stack = _STACKS.get(weight)
-    if stack is None or stack.deltas.pop(token, None) is None:
-        return  # an interrupt came before it was put on
+    if stack is None:  # an interrupt came before it was put on
+        return
+    stack.deltas.pop(token, None)
     weight.copy_(stack.total())
     if not stack.deltas:
         del _STACKS[weight]
@@ -256,7 +299,10 @@ def _shift(weight: nn.Parameter, delta: Tensor) -> None:
 
 
 def merge(edits: Sequence[Edit]) -> Edit:
-    """One edit that does what all of `edits` do; deltas of a shared layer are added. ValueError if bases differ."""
+    """One edit that does what all of `edits` do; deltas of a shared layer are added.
+
+    Raises ValueError for no edits, other bases, other shapes of a layer, or a sum too large for half precision.
+    """
     if not edits:
         raise ValueError("no edits given")
     bases = {edit.base for edit in edits}
@@ -270,5 +316,7 @@ def merge(edits: Sequence[Edit]) -> Edit:
                 raise ValueError(f"edits disagree on the shape of {layer!r}")
             summed = delta.float() if layer not in deltas else deltas[layer].float() + delta.float()
             deltas[layer] = summed.to(DELTA_DTYPE)
+            if not torch.isfinite(deltas[layer]).all():
+                raise ValueError(f"the sum of the edits of {layer!r} does not fit into half precision")
             steps[layer] = steps.get(layer, 0.0) + edit.steps[layer]
     return Edit(deltas, steps, " + ".join(edit.concept for edit in edits), edits[0].base)

@@ -8,6 +8,8 @@ For a weight tensor theta_l (Cai, Tan, Asif, 2025, section 3.2):
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +19,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from . import parallel
 from .losses import forget_loss, retain_loss
 from .models import Clip
 from .pairs import Pairs
 from .progress import bar
+
+Store = dict  # keyword arguments of Tensor.to
 
 # Parts of names of tensors that stand for positions, tokens or slots: not layers in the sense of the method
 NOT_LAYERS = ("embedding", "pos_embed", "cls_token", "reg_token", "cls_emb", "latent", "logit_")
@@ -53,16 +58,24 @@ def check_sets(forget: Pairs, retain: Pairs) -> None:
         raise ValueError(f"the forget set has {len(forget)} pair(s); give at least 2, better 48")
     if len(retain) < 2:
         raise ValueError(f"the retain set has {len(retain)} pair(s); the contrastive loss needs at least 2, better 512")
-    if forget.concepts is not None and retain.concepts is not None:
-        subject = set.intersection(*map(set, forget.concepts))
-        shared = [i for i, names in enumerate(retain.concepts) if subject & set(names)]
+    if forget.concepts is not None:
+        common = set.intersection(*map(set, forget.concepts))
+        subjects = {frozenset(names) for names in ([common] if common else forget.concepts)} - {frozenset()}
+        shared = [names for names in subjects if any(_is_about(retain, i, names) for i in range(len(retain)))]
         if shared:
-            raise ValueError(
-                f"{len(shared)} retain pairs are about {', '.join(sorted(subject))}, the concept to forget"
-            )
+            about = "; ".join(sorted(" in ".join(sorted(names)) for names in shared))
+            number = sum(any(_is_about(retain, i, names) for names in shared) for i in range(len(retain)))
+            raise ValueError(f"{number} retain pairs are about {about}, the concept to forget")
     both = set(forget.captions) & set(retain.captions)
     if both:
         raise ValueError(f"forget and retain set share captions, for instance {min(both)!r}; take them out of one")
+
+
+def _is_about(pairs: Pairs, i: int, names: frozenset[str]) -> bool:
+    """Does pair i show all of `names`? By its concepts, else by what its caption says."""
+    if pairs.concepts is not None:
+        return names <= set(pairs.concepts[i])
+    return all(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", pairs.captions[i]) for name in names)
 
 
 @contextmanager
@@ -77,7 +90,8 @@ def only_gradients_of(clip: Clip, names: Sequence[str]) -> Iterator[dict[str, nn
         for name, p in weights.items():
             p.requires_grad_(name in chosen)
             p.grad = None
-        yield {name: weights[name] for name in names}
+        with torch.enable_grad():
+            yield {name: weights[name] for name in names}
     finally:
         for name, p in weights.items():
             p.grad = None
@@ -87,12 +101,13 @@ def only_gradients_of(clip: Clip, names: Sequence[str]) -> Iterator[dict[str, nn
             module.training = training
 
 
-def _collect(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def _collect(weights: dict[str, nn.Parameter], store: Store) -> dict[str, Tensor]:
     """The gradients gathered in .grad, which is emptied; zeros where a loss does not reach a weight."""
     out = {}
     for name, p in weights.items():
-        out[name] = torch.zeros_like(p) if p.grad is None else p.grad
+        gradient = torch.zeros_like(p) if p.grad is None else p.grad
         p.grad = None
+        out[name] = parallel.add_up(gradient).to(**store)
     return out
 
 
@@ -100,16 +115,20 @@ def _batches(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _forget_backward(clip: Clip, pixels: Tensor, tokens: Tensor, batch_size: int, tick: Callable[[], object]) -> float:
-    """Add grad L_f to .grad in micro-batches; each counts by its size, so that any size gives the same gradient."""
-    total = 0.0
-    for rows in _batches(len(tokens), batch_size):
-        images, texts = clip.image_features(pixels[rows]), clip.text_features(tokens[rows])
-        part = forget_loss(images, texts) * (len(texts) / len(tokens))
+def _forget_backward(clip: Clip, forget: Pairs, batch_size: int, tick: Callable[[], object]) -> float:
+    """Add grad L_f to .grad in micro-batches; each counts by its size, so that any size gives the same gradient.
+
+    Of several processes each takes its share; their gradients are yet to be added up. Returns L_f.
+    """
+    mine, total = forget[parallel.share(len(forget))], 0.0
+    for rows in _batches(len(mine), batch_size):
+        images = clip.image_features(clip.pixels(mine[rows]))
+        texts = clip.text_features(clip.tokens(mine[rows].captions))
+        part = forget_loss(images, texts) * (len(texts) / len(forget))
         part.backward()
         total += part.item()
         tick()
-    return total
+    return parallel.add_up_number(total)
 
 
 def _retain_backward(clip: Clip, retain: Pairs, share: float, batch_size: int, tick: Callable[[], object]) -> float:
@@ -117,42 +136,55 @@ def _retain_backward(clip: Clip, retain: Pairs, share: float, batch_size: int, t
 
     Gradient caching (Gao et al., 2021): the loss sees all embeddings at once; its gradient with respect to them is
     kept, and pulled back through the towers micro-batch by micro-batch in a second forward pass. One micro-batch
-    needs no second pass. Returns share * L_r.
+    needs no second pass. Of several processes each embeds its share, and the loss sees all. Returns share * L_r.
     """
-    pixels, tokens = clip.pixels(retain), clip.tokens(retain.captions)
+    mine = retain[parallel.share(len(retain))]
+    waiting, tokens = clip.pixels(mine, "cpu"), clip.tokens(mine.captions)  # two passes, transformed once
     scale, batches = clip.logit_scale().detach(), _batches(len(tokens), batch_size)
-    if len(batches) == 1:
-        loss = share * retain_loss(clip.image_features(pixels), clip.text_features(tokens), scale)
+
+    def pixels(rows: slice) -> Tensor:
+        return waiting[rows].to(clip.device)
+
+    if len(batches) == 1 and len(mine) == len(retain):
+        loss = share * retain_loss(clip.image_features(pixels(batches[0])), clip.text_features(tokens), scale)
         loss.backward()
         tick()
         return loss.item()
     with torch.no_grad():
-        images = torch.cat([clip.image_features(pixels[rows]) for rows in batches])
+        images = torch.cat([clip.image_features(pixels(rows)) for rows in batches])
         texts = torch.cat([clip.text_features(tokens[rows]) for rows in batches])
-    images.requires_grad_()
-    texts.requires_grad_()
-    loss = share * retain_loss(images, texts, scale)
-    to_images, to_texts = torch.autograd.grad(loss, (images, texts))
+    images, own = parallel.gather(images)
+    texts, _ = parallel.gather(texts)
+    loss = share * retain_loss(images.requires_grad_(), texts.requires_grad_(), scale)
+    to_images, to_texts = (g[own] for g in torch.autograd.grad(loss, (images, texts)))
     for rows in batches:
-        pulled = (clip.image_features(pixels[rows]) * to_images[rows]).sum()
+        pulled = (clip.image_features(pixels(rows)) * to_images[rows]).sum()
         (pulled + (clip.text_features(tokens[rows]) * to_texts[rows]).sum()).backward()
         tick()
     return loss.item()
 
 
 def one_shot_gradients(
-    clip: Clip, forget: Pairs, retain: Pairs, *, batch_size: int = 128, contrastive_batch: int | None = None,
-    layers: Callable[[str, Tensor], bool] = editable, progress: bool = True,
-) -> Gradients:  # fmt: skip
+    clip: Clip, forget: Pairs | Sequence[Pairs], retain: Pairs, *, batch_size: int = 128,
+    contrastive_batch: int | None = None, layers: Callable[[str, Tensor], bool] = editable,
+    device: torch.device | str | None = None, dtype: torch.dtype | None = None, progress: bool = True,
+) -> Gradients | list[Gradients]:  # fmt: skip
     """One gradient of the forget loss, one of the retain loss, and the statistics of every layer.
 
+    forget: a forget set; or several, of different concepts: then the retain gradient is taken once for all of them,
+        and a list is returned.
     batch_size bounds memory only: the result does not depend on it. contrastive_batch: None takes the contrastive
     loss over all retain pairs at once; a number takes it over batches of that many, averaged by size.
-    layers: which weights to look at, see `editable`. The model is left exactly as it was, also on an interrupt.
-    Raises ValueError for sets that are too small or share the concept, for a batch size below 1 (contrastive: 2),
-    and for a loss or gradient that is not finite.
+    layers: which weights to look at, see `editable`.
+    device, dtype: where and how gradients are kept (None: as the weights); "cpu" and torch.bfloat16 save memory.
+
+    Under torch.distributed every process is given the same sets and takes its share; all get the same result.
+    The model is left exactly as it was, also on an interrupt. Raises ValueError for sets that are too small or share
+    the concept, for a batch size below 1 (contrastive: 2), and for a loss or gradient that is not finite.
     """
-    check_sets(forget, retain)
+    sets = [forget] if isinstance(forget, Pairs) else list(forget)
+    for some in sets:
+        check_sets(some, retain)
     if batch_size < 1 or (contrastive_batch is not None and contrastive_batch < 2):
         raise ValueError(f"batch_size={batch_size}, contrastive_batch={contrastive_batch}: at least 1 and 2 are needed")
     names = [n for n, w in clip.weights().items() if clip.tower(n) and layers(n, w)]
@@ -161,29 +193,41 @@ def one_shot_gradients(
     chunks = _batches(len(retain), contrastive_batch or len(retain))
     if len(chunks) > 1 and chunks[-1].stop - chunks[-1].start < 2:  # a lone pair has nothing to be told apart from
         chunks[-2:] = [slice(chunks[-2].start, chunks[-1].stop)]
-    steps = -(-len(forget) // batch_size) + sum(-(-(c.stop - c.start) // batch_size) for c in chunks)
+    if min(chunk.stop - chunk.start for chunk in chunks) < parallel.processes():
+        raise ValueError(f"a contrastive batch has fewer pairs than the {parallel.processes()} processes")
+    sizes = [len(some) for some in sets] + [chunk.stop - chunk.start for chunk in chunks]
+    steps = sum(-(-len(range(n)[parallel.share(n)]) // batch_size) for n in sizes)
+    store: Store = {"device": device, "dtype": dtype}
+    out = []
     with only_gradients_of(clip, names) as weights, bar(total=steps, desc="gradients", show=progress) as done:
-        loss_f = _forget_backward(clip, clip.pixels(forget), clip.tokens(forget.captions), batch_size, done.update)
-        forget_gradients = _collect(weights)
+        losses = []
+        gradients = []
+        for some in sets:
+            losses.append(_forget_backward(clip, some, batch_size, done.update))
+            gradients.append(_collect(weights, store))
         loss_r = sum(
             _retain_backward(clip, retain[rows], len(retain[rows]) / len(retain), batch_size, done.update)
             for rows in chunks
         )
-        stats = layer_stats(clip, forget_gradients, _collect(weights))
-    if not np.isfinite([loss_f, loss_r, *stats["forget_norm"], *stats["retain_norm"]]).all():
-        raise ValueError(f"losses or gradients are not finite (forget {loss_f}, retain {loss_r}): look at the inputs")
-    return Gradients(stats, forget_gradients, loss_f, loss_r)
+        kept = _collect(weights, store)
+        for loss_f, g_f in zip(losses, gradients, strict=True):
+            out.append(Gradients(layer_stats(clip, g_f, kept), g_f, loss_f, loss_r))
+    for one in out:
+        numbers = [one.forget_loss, loss_r, *one.stats["forget_norm"], *one.stats["retain_norm"]]
+        if not np.isfinite(numbers).all():
+            raise ValueError(
+                f"losses or gradients are not finite (forget {one.forget_loss}, retain {loss_r}): look at the inputs"
+            )
+    return out[0] if isinstance(forget, Pairs) else out
 
 
 def layer_stats(clip: Clip, forget: dict[str, Tensor], retain: dict[str, Tensor]) -> pd.DataFrame:
-    """The table of `Gradients.stats` from both gradients. Norms and products are summed in float64."""
+    """The table of `Gradients.stats` from both gradients, shaped as the weights."""
     weights, rows = clip.weights(), {}
     for name, g_f in forget.items():
-        g_r, theta = retain[name], weights[name].detach()
-        weight_norm, forget_norm, retain_norm = (
-            torch.linalg.vector_norm(x, dtype=torch.float64).item() for x in (theta, g_f, g_r)
-        )
-        product = (g_f.double() * g_r.double()).sum().item()
+        square, product, other = inner(g_f, g_f), inner(g_f, retain[name]), inner(retain[name], retain[name])
+        theta = weights[name].detach()
+        weight_norm, forget_norm, retain_norm = math.sqrt(inner(theta, theta)), math.sqrt(square), math.sqrt(other)
         length = forget_norm * retain_norm
         cosine = product / length if length > 0 else 0.0
         rows[name] = {
@@ -192,3 +236,10 @@ def layer_stats(clip: Clip, forget: dict[str, Tensor], retain: dict[str, Tensor]
             "alignment": abs(cosine), "cosine": cosine,
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+
+
+def inner(a: Tensor, b: Tensor, piece: int = 1 << 20) -> float:
+    """The inner product of two tensors of a shape, summed in float64, in pieces that need little memory."""
+    wide = torch.device("cpu") if a.device.type == "mps" else a.device  # MPS has no float64
+    pairs = zip(a.reshape(-1).split(piece), b.reshape(-1).split(piece), strict=True)
+    return sum((x.to(wide).double() @ y.to(wide).double()).item() for x, y in pairs)

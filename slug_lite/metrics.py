@@ -22,7 +22,12 @@ BATCH = 256
 
 @torch.no_grad()
 def zero_shot_classifier(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """One unit vector a name, (len(names), dim): the normalised mean over its prompts (Radford et al., 2021)."""
+    """One unit vector a name, (len(names), dim): the normalised mean over its prompts (Radford et al., 2021).
+
+    templates: strings with one `{}` each. ValueError where a bare string is given for either, or nothing.
+    """
+    if isinstance(names, str) or isinstance(templates, str) or not len(names) or not len(templates):
+        raise ValueError(f"names {names!r} and templates {templates!r} must be sequences of at least one string")
     prompts = clip.tokens([template.format(name) for name in names for template in templates])
     features = torch.cat([clip.text_features(part) for part in prompts.split(BATCH)])
     return F.normalize(features.unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
@@ -32,6 +37,23 @@ def zero_shot_classifier(clip: Clip, names: Sequence[str], templates: Sequence[s
 def embed_images(clip: Clip, pixels: Tensor) -> Tensor:
     """Unit vectors (n, dim) of pictures (n, 3, S, S), in batches."""
     return torch.cat([clip.image_features(part) for part in pixels.split(BATCH)])
+
+
+def interval(
+    hits: Tensor | Sequence[float], *, level: float = 0.95, draws: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of a mean (Efron, 1979): percentiles of the means of `draws` samples drawn with replacement.
+
+    hits: (n,) numbers, for accuracies 0 and 1. Where all are alike the interval has no width, which says more about
+    the bootstrap than about the mean: of 0 hits in n, the rule of three allows 3 / n. ValueError for none.
+    """
+    values = torch.as_tensor(hits, dtype=torch.float64).flatten().cpu()
+    if len(values) == 0:
+        raise ValueError("no hits given: an interval needs at least one number")
+    generator = torch.Generator().manual_seed(seed)
+    means = values[torch.randint(len(values), (draws, len(values)), generator=generator)].mean(1)
+    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def labels(pairs: Pairs, names: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -78,7 +100,8 @@ class Validation:
     forget:    the concept, one of the names
     names:     for each kind the names that are told apart; templates: for each kind its caption templates
 
-    A kind's retained accuracy leaves the forgotten concept's own pictures out.
+    A kind's retained accuracy leaves the forgotten concept's own pictures out. Raises ValueError for pairs without
+    concepts or without the concept's pictures, and for names and templates that do not fit each other.
     """
 
     pairs: Pairs
@@ -92,6 +115,12 @@ class Validation:
         kinds = [kind for kind, names in self.names.items() if self.forget in names]
         if len(kinds) != 1:
             raise ValueError(f"{self.forget!r} is in {len(kinds)} of the kinds {list(self.names)}; it must be in one")
+        few = [kind for kind, names in self.names.items() if len(names) < 2]
+        if few:
+            raise ValueError(f"of the kinds {few} there are fewer than two names; nothing can be told apart")
+        bare = [kind for kind, some in self.templates.items() if isinstance(some, str) or not some]
+        if bare:
+            raise ValueError(f"the kinds {bare} need a sequence of at least one template each")
         if set(self.names) != set(self.templates):
             raise ValueError(f"names are for the kinds {list(self.names)}, templates for {list(self.templates)}")
         if not any(self.forget in concept for concept in self.pairs.concepts):
@@ -99,11 +128,15 @@ class Validation:
 
     @classmethod
     def of_world(
-        cls, forget: str, *, n: int = 48, others: int = 6, seed: int = 0, split: str = "val", size: int = 64
-    ) -> Validation:
-        """n pictures of a concept of the mini world and `others` of every other, as the split draws and asks."""
-        rest = toonworld.everything(others, seed, split, size)
-        rest = rest[[k for k, concept in enumerate(rest.concepts or ()) if forget not in concept]]
+        cls, forget: str, *, n: int = 48, others: int = 6, seed: int = 0, split: str = "val", size: int = 64,
+        without: Sequence[str] = (),
+    ) -> Validation:  # fmt: skip
+        """n pictures of a concept of the mini world and `others` of every other, as the split draws and asks.
+
+        without: names whose pictures are left out, because they are to be forgotten too.
+        """
+        rest, gone = toonworld.everything(others, seed, split, size), {forget, *without}
+        rest = rest[[k for k, concept in enumerate(rest.concepts or ()) if not gone & set(concept)]]
         pairs = toonworld.pairs(forget, n, seed, split, size) + rest
         return cls(pairs, forget, toonworld.NAMES, {k: toonworld.templates(k, split) for k in toonworld.NAMES})
 
@@ -224,5 +257,7 @@ def _forgetting(logits: Tensor, own: int) -> dict[str, float]:
     others = [k for k in range(logits.shape[1]) if k != own]
     gap = logits[:, others].amax(1) - logits[:, own]
     mean, spread = gap.mean().item(), gap.std(correction=0).item()
+    if not math.isfinite(mean):  # the step broke the model: that is not forgetting
+        return {"forget_accuracy": 1.0, "margin": mean, "clearance": -math.inf}
     clearance = mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
     return {"forget_accuracy": (gap <= 0).float().mean().item(), "margin": mean, "clearance": clearance}

@@ -20,17 +20,52 @@ from torch import Tensor, nn
 
 from .pairs import Pairs, unknown
 
-_TEXT = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
-_WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+# How names of weights begin in open_clip's models (of its own and custom text towers) and in transformers.CLIPModel
+_VISION = ("visual.", "vision_model.", "visual_projection.")
+_TEXT = (
+    "text.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text_model.",
+)  # fmt: skip
+# What open_clip takes from a folder, in its order; any other safetensors file comes last
+_WEIGHT_FILES = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
+_PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
 @dataclass
 class Clip:
-    """An open_clip model with its tokenizer and evaluation transform; a model of your own goes in the same way."""
+    """A CLIP with its tokenizer and evaluation transform; a model of your own goes in the same way.
+
+    model: one of open_clip's, or anything with its encode_image, encode_text and logit_scale; or a
+        transformers.CLIPModel, see `from_transformers`. tokenizer: strings -> ids, int64 (n, context length).
+    preprocess: a PIL image -> (3, S, S).
+    """
 
     model: nn.Module
     tokenizer: Callable[[list[str]], Tensor]
     preprocess: Callable[[Image.Image], Tensor]
+
+    @classmethod
+    def from_transformers(cls, model: nn.Module, processor: Any) -> Clip:
+        """A transformers.CLIPModel with its CLIPProcessor; put into eval mode. Layers keep transformers' names."""
+        length = model.config.text_config.max_position_embeddings
+
+        def tokenize(captions: list[str]) -> Tensor:
+            # no attention mask: captions are read from the left, and what follows the end token is not seen
+            return processor.tokenizer(
+                captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            ).input_ids
+
+        def preprocess(image: Image.Image) -> Tensor:
+            return processor.image_processor(image, return_tensors="pt").pixel_values[0]
+
+        return cls(model.eval(), tokenize, preprocess)
+
+    @property
+    def of_transformers(self) -> bool:
+        """Is it a transformers.CLIPModel, and not one of open_clip's?"""
+        return hasattr(self.model, "get_image_features")
 
     @property
     def device(self) -> torch.device:
@@ -39,53 +74,65 @@ class Clip:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the vision tower takes pictures in: that of its first convolution."""
-        return next(p for p in self.model.visual.parameters() if p.ndim == 4).dtype
+        return next(p for name, p in self.weights().items() if p.ndim == 4 and self.tower(name) == "vision").dtype
 
     @property
     def image_size(self) -> int:
         """Height of the pictures that the vision tower takes, in pixels."""
-        size = self.model.visual.image_size
+        size = self.model.config.vision_config.image_size if self.of_transformers else self.model.visual.image_size
         return size[0] if isinstance(size, (tuple, list)) else size
 
-    def pixels(self, images: Pairs | np.ndarray | Sequence[Image.Image]) -> Tensor:
-        """Pictures through the evaluation transform: (n, 3, S, S) on the model's device, in its dtype.
+    def pixels(
+        self, images: Pairs | np.ndarray | Sequence[Image.Image], device: str | torch.device | None = None
+    ) -> Tensor:
+        """Pictures through the evaluation transform: (n, 3, S, S) in the model's dtype, on its device or another.
 
         Takes `Pairs`, a uint8 array (n, height, width, 3) or PIL images; ValueError for anything else.
         """
         if not isinstance(images, Pairs):
+            if isinstance(images, Image.Image):
+                raise ValueError("pixels takes several images; put a single one into a list")
             images = Pairs(images, [""] * len(images))
         if len(images) == 0:
             raise ValueError("no images given")
-        return torch.stack([self.preprocess(image) for image in images.pil()]).to(self.device, self.dtype)
+        return torch.stack([self.preprocess(image) for image in images.pil()]).to(device or self.device, self.dtype)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Captions as token ids: (n, context length), int64, on the model's device."""
+        """Captions as token ids: (n, context length), int64, on the model's device. ValueError for a bare string."""
+        if isinstance(captions, str):
+            raise ValueError(f"tokens takes several captions; put {captions!r} into a list")
         return self.tokenizer(list(captions)).to(self.device)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) -> unit vectors (n, dim), in float32 at least."""
-        return F.normalize(_at_least_float32(self.model.encode_image(pixels)), dim=-1)
+        model = self.model
+        out = model.get_image_features(pixel_values=pixels) if self.of_transformers else model.encode_image(pixels)
+        return F.normalize(_embedding(out), dim=-1)
 
     def text_features(self, tokens: Tensor) -> Tensor:
         """(n, context length) -> unit vectors (n, dim), in float32 at least."""
-        return F.normalize(_at_least_float32(self.model.encode_text(tokens)), dim=-1)
+        model = self.model
+        out = model.get_text_features(input_ids=tokens) if self.of_transformers else model.encode_text(tokens)
+        return F.normalize(_embedding(out), dim=-1)
 
     def logit_scale(self) -> Tensor:
         """The factor that turns cosines into logits, a scalar (CLIP: about 100 after training)."""
         return self.model.logit_scale.exp()
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """All parameters by open_clip's names."""
+        """All parameters by the model's own names."""
         return dict(self.model.named_parameters())
 
     def tower(self, name: str) -> str | None:
         """ "vision" or "text": the tower that a weight belongs to; None for what both share, as the logit scale."""
-        if name.startswith("visual."):
+        if name.startswith(_VISION):
             return "vision"
         return "text" if name.startswith(_TEXT) else None
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def _embedding(out: Any) -> Tensor:
+    """What an encoder returns, in float32 at least; transformers 5 wraps the projected embedding into an output."""
+    x = out if isinstance(out, Tensor) else out.pooler_output
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -96,9 +143,12 @@ def load_clip(name: str = "mini", *, device: str | torch.device | None = None, p
         "local-dir:PATH", a folder in open_clip's own format.
     device: None takes a GPU where there is one. precision: as in open_clip: "fp32", "fp16", "bf16", ...
     Raises KeyError for an unknown name (the nearest is named), FileNotFoundError for a missing folder or file,
-    ValueError for weights that are pickled, damaged or of another model.
+    ValueError for weights that are pickled, damaged or of another model; RuntimeError, torch's own, for a device
+    that is not there.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if precision not in _PRECISIONS:
+        raise unknown(precision, _PRECISIONS, "precision")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name == "mini":
         with resources.as_file(resources.files("slug_lite") / "assets" / "mini-clip") as folder:
             return _load_folder(Path(folder), device, precision)
@@ -114,12 +164,18 @@ def _load_folder(folder: Path, device: str | torch.device, precision: str) -> Cl
     source = f"local-dir:{folder}"
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
-            source, device=device, precision=precision, require_pretrained=True
+            source, device="cpu", precision=precision, require_pretrained=True
         )
-    except RuntimeError as error:  # torch lists every key that does not fit; the first lines say enough
+    except _MISFITS as error:  # torch lists every key that does not fit; the first lines say enough
         reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"the weights in {str(folder)!r} are not those of its configuration: {reason}") from error
-    return Clip(model.eval(), open_clip.get_tokenizer(source), preprocess)
+        raise ValueError(
+            f"the weights in {str(folder)!r} are not those of its configuration: {type(error).__name__}: {reason}"
+        ) from error
+    return Clip(model.eval().to(device), open_clip.get_tokenizer(source), preprocess)
+
+
+# What open_clip and torch raise, by turns, when file and configuration do not fit
+_MISFITS = (RuntimeError, AttributeError, KeyError, TypeError, IndexError, ValueError, AssertionError)
 
 
 def check_weights(folder: Path) -> None:
@@ -131,13 +187,20 @@ def check_weights(folder: Path) -> None:
     if not config.is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no open_clip_config.json")
     try:
-        json.loads(config.read_text())["model_cfg"]
+        model_cfg = json.loads(config.read_text())["model_cfg"]
+        missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_cfg]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(config)!r} is no open_clip configuration with a 'model_cfg': {error}") from error
-    found = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()] or sorted(
-        folder.glob("*.safetensors")
-    )
-    if not found:
+    if missing:
+        raise ValueError(f"the model_cfg of {str(config)!r} lacks {', '.join(missing)}")
+    safe = sorted(folder.glob("*.safetensors"))
+    found = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()] + safe
+    if safe and found[0].suffix != ".safetensors":
+        raise ValueError(
+            f"{str(folder)!r} holds the pickled {found[0].name}, which open_clip would read instead of "
+            f"{safe[0].name}; take it out"
+        )
+    if not safe:
         pickled = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickled:
             raise ValueError(

@@ -15,7 +15,7 @@ def unknown(name: object, allowed: Iterable[str], what: str) -> KeyError:
     allowed = list(allowed)
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.4)
-    hint = f"; did you mean {lower[close[0]]!r}?" if close else ""
+    hint = f"; did you mean {lower[close[0]]!r}?" if close else "."
     return KeyError(f"unknown {what} {name!r}{hint} Allowed: {', '.join(allowed)}")
 
 
@@ -37,6 +37,8 @@ def _check_list(images: Sequence[Image.Image]) -> None:
             raise ValueError(
                 f"image {k} is a {type(image).__name__}; give PIL images or one uint8 array (n, height, width, 3)"
             )
+        if image.mode == "F" or image.mode.startswith("I") or 0 in image.size:
+            raise ValueError(f"image {k} has mode {image.mode!r} and size {image.size}; give 8-bit images with pixels")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class Pairs:
             raise ValueError("captions must be a list of strings, one for each image")
         sizes = {"images": len(self.images), "captions": len(self.captions)}
         if self.concepts is not None:
+            for concept in self.concepts:
+                if isinstance(concept, str) or not all(isinstance(name, str) for name in concept):
+                    raise ValueError(f"a concept is {concept!r}; give each pair a tuple of names, as ('cat', 'Clay')")
             sizes["concepts"] = len(self.concepts)
         if len(set(sizes.values())) > 1:
             raise ValueError(f"a pair needs one of each, but lengths differ: {sizes}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -74,3 +76,10 @@ def heatmap(
             ax.add_patch(box)
         ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
     return ax
+
+
+def show_source(function: object) -> Any:
+    """The library's own code, as it is installed, for a notebook cell to end with (an IPython Markdown object)."""
+    from IPython.display import Markdown  # here: only notebooks have it
+
+    return Markdown(f"```python\n{inspect.getsource(function)}```")

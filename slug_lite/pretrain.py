@@ -24,7 +24,7 @@ import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from . import captions, toonworld
@@ -140,18 +140,27 @@ def save_checkpoint(
 
 
 def load_checkpoint(file: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, recipe: dict) -> int:
-    """Restore what `save_checkpoint` wrote; the number of steps done. ValueError if the recipe was another."""
-    with safe_open(file, "pt") as saved:
-        meta = saved.metadata()
-        if json.loads(meta["recipe"]) != json.loads(json.dumps(recipe)):
-            raise ValueError(f"{file} was written by another recipe: {meta['recipe']}; remove it or give that recipe")
-        step = int(meta["step"])
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                p.copy_(saved.get_tensor(f"model.{name}"))
-                if step:
-                    moments = {key: saved.get_tensor(f"{key}.{name}") for key in ("exp_avg", "exp_avg_sq")}
-                    optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
+    """Restore what `save_checkpoint` wrote; the number of steps done.
+
+    Raises ValueError for a file of another recipe, a truncated one, or one that is no checkpoint.
+    """
+    try:
+        with safe_open(file, "pt") as saved:
+            meta = saved.metadata() or {}
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()} if "recipe" in meta else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(file)!r} is truncated or no safetensors file: {error}") from error
+    if not tensors:
+        raise ValueError(f"{str(file)!r} is no checkpoint of a training; remove it")
+    if json.loads(meta["recipe"]) != json.loads(json.dumps(recipe)):
+        raise ValueError(f"{file} was written by another recipe: {meta['recipe']}; remove it or give that recipe")
+    step = int(meta["step"])
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(tensors[f"model.{name}"])
+            if step:
+                moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
     return step
 
 
@@ -183,7 +192,7 @@ def train_clip(
     """Train mini CLIP and write it to `folder` in open_clip's own format; returns the trained `Clip` (eval mode).
 
     folder: gets open_clip_config.json, open_clip_model.safetensors (fp16) and train_log.jsonl when training ends; a
-        checkpoint.safetensors until then. A run that was stopped goes on from its checkpoint.
+        checkpoint.safetensors besides. A run that was stopped goes on from its checkpoint.
     until: stop after this many steps in all, leaving the checkpoint (None: to the end).
     Raises ValueError if the folder's checkpoint belongs to another recipe. An interrupt leaves a checkpoint.
     """
@@ -195,7 +204,7 @@ def train_clip(
     optimizer, kept = _optimizer(clip.model, recipe), folder / "checkpoint.safetensors"
     step = load_checkpoint(kept, clip.model, optimizer, asdict(recipe)) if kept.exists() else 0
     pool = Pool(recipe, recipe.model_cfg["vision_cfg"]["image_size"])
-    stop, start, running = min(until or recipe.steps, recipe.steps), time.monotonic(), []
+    stop, start, running = min(recipe.steps if until is None else until, recipe.steps), time.monotonic(), []
     done = bar(total=stop, initial=step, desc="training mini CLIP")
     try:
         while step < stop:

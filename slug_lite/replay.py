@@ -34,7 +34,9 @@ def blocks_before(clip: Clip, layer: str) -> list[nn.Module]:
 
 
 _LISTS = (nn.Sequential, nn.ModuleList)
-_BEHIND = ("visual.proj", "text_projection", "text_projection.weight", "visual.head.proj.weight")
+_BEHIND = (
+    "visual.proj", "text_projection", "text_projection.weight", "visual.head.proj.weight", "visual_projection.weight",
+)  # fmt: skip
 
 
 class Replay:

@@ -16,6 +16,14 @@ from .pairs import unknown
 Score = Mapping[str, float]
 
 
+def check_rule(rule: str, evaluations: int = 1) -> None:
+    """KeyError for another rule than "margin" and "paper", ValueError for fewer evaluations than one."""
+    if rule not in ("margin", "paper"):
+        raise unknown(rule, ("margin", "paper"), "stopping rule")
+    if evaluations < 1:
+        raise ValueError(f"evaluations={evaluations}; at least 1 is needed")
+
+
 def forgotten(score: Score, rule: str = "margin", clearance: float = 4.0) -> bool:
     """Is the concept gone, by these validation scores?
 
@@ -23,8 +31,7 @@ def forgotten(score: Score, rule: str = "margin", clearance: float = 4.0) -> boo
     allows one in twenty. Rule "margin" asks, too, that the mean margin to the best other name be `clearance`
     standard deviations wide, where the scores say so.
     """
-    if rule not in ("margin", "paper"):
-        raise unknown(rule, ("margin", "paper"), "stopping rule")
+    check_rule(rule)
     gone = score["forget_accuracy"] == 0
     return gone if rule == "paper" else gone and score.get("clearance", float("inf")) >= clearance
 
@@ -39,15 +46,15 @@ class Search:
 
 
 def first_step(weight: Tensor, gradient: Tensor) -> float:
-    """Where the search begins: a tenth of the weight's length, |theta| / |g_f| / 10."""
-    length = gradient.norm().item()
-    if length == 0:
-        raise ValueError("the forget gradient of this layer is zero: no step in it can forget")
-    return weight.norm().item() / length / 10
+    """Where the search begins: a tenth of the weight's length, |theta| / |g_f| / 10. ValueError if either is zero."""
+    length, size = gradient.float().norm().item(), weight.float().norm().item()
+    if length == 0 or size == 0:
+        raise ValueError(f"the forget gradient or the weight is zero (lengths {length}, {size}): no step to begin with")
+    return size / length / 10
 
 
 def make_delta(gradient: Tensor, step: float) -> Tensor:
-    """lambda * g_f: up the forget loss, so the sign is plus. Half precision, as it is stored and applied."""
+    """lambda * g_f, shaped as it: up the forget loss, so the sign is plus. float16, as it is stored and applied."""
     return (step * gradient.detach()).to(DELTA_DTYPE)
 
 
@@ -62,10 +69,17 @@ def search_step(
     success. score() is called with the step in place. A `metrics.LayerScorer` is asked at every try whether the
     concept is forgotten, and what the rest keeps at the chosen step alone; whole=True asks everything every time.
     The steps are the same. The weight is put back bit for bit, also on an interrupt.
+
+    gradient: grad L_f of the layer, shaped as its weight. Returns a `Search`, whose trace has one row an evaluation:
+    layer, evaluation, step, what the score returned, forgotten. Raises KeyError for an unknown layer or rule,
+    ValueError for a gradient of another shape or of length zero, and for scores without "forget_accuracy".
     """
-    if evaluations < 1:
-        raise ValueError(f"evaluations={evaluations}; at least 1 is needed")
+    check_rule(rule, evaluations)
+    if layer not in clip.weights():
+        raise unknown(layer, clip.weights(), "layer")
     weight = clip.weights()[layer]
+    if gradient.shape != weight.shape:
+        raise ValueError(f"the gradient is {tuple(gradient.shape)}, the weight {layer!r} is {tuple(weight.shape)}")
     original, step = weight.detach().clone(), first_step(weight, gradient)
     too_short, enough, best = 0.0, None, None
     probe = score if whole else getattr(score, "forgetting", score)

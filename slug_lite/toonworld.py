@@ -51,8 +51,8 @@ SHARES = {"people": 0.4, "characters": 0.1, "cells": 0.5}  # of the pictures in 
 def _check_count(n: int, size: int) -> None:
     if not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"n is {n!r}; give a whole number of pairs, at least 1")
-    if not 32 <= size <= 256:
-        raise ValueError(f"size is {size!r}; pictures are drawn from 32 to 256 pixels")
+    if not isinstance(size, (int, np.integer)) or not 32 <= size <= 256:
+        raise ValueError(f"size is {size!r}; pictures are drawn at a whole number of pixels from 32 to 256")
 
 
 def _rng(*keys: object) -> np.random.Generator:
@@ -124,8 +124,13 @@ def pairs(name: str, n: int = 48, seed: int = 0, split: str = "train", size: int
 
 
 def renderings(concept: Sequence[str], n: int, seed: int = 0, split: str = "train", size: int = 64) -> np.ndarray:
-    """n pictures of one concept, uint8 (n, size, size, 3), its drawings taken in turn; for training pools."""
+    """n pictures of one concept, uint8 (n, size, size, 3), its drawings taken in turn; for training pools.
+
+    concept: ("Ada Sunfield",), ("Zorbo",) or ("cat", "Clay"). KeyError for a name that is unknown.
+    """
     _check_count(n, size)
+    for name in concept:
+        kind_of(name)
     rng = _rng("renderings", seed, check_split(split), *concept)
     return np.stack([_picture(tuple(concept), k, split, size, rng) for k in range(n)])
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from . import toonworld
-from .edit import Edit, fingerprint
+from .edit import Edit, fingerprint, merge
 from .gradients import Gradients, one_shot_gradients
 from .metrics import Validation
 from .models import Clip
 from .pairs import Pairs, unknown
 from .progress import bar
-from .search import Score, Search, make_delta, search_step
+from .search import Score, Search, check_rule, forgotten, make_delta, search_step
 from .selection import pareto_front
 
 
@@ -26,51 +28,118 @@ class NothingForgets(RuntimeError):
 
 
 def unlearn(
-    clip: Clip, concept: str | Pairs, retain: Pairs | None = None, *, tower: str | None = None,
+    clip: Clip, concept: str | Sequence[str] | Pairs, retain: Pairs | None = None, *, tower: str | None = None,
     validate: Validation | Callable[[Clip], Score] | None = None, n_forget: int = 48, n_retain: int = 512,
-    batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 4.0, seed: int = 0,
-    progress: bool = True,
+    batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 4.0,
+    select: str = "alignment", fronts: int = 3, tolerance: float = 0.005, seed: int = 0, progress: bool = True,
 ) -> Edit:  # fmt: skip
-    """Find the edit that makes `clip` forget a concept; the model itself is left as it was.
+    """Find the edit that makes `clip` forget a concept, or several; the model itself is left as it was.
 
-    concept: a name of the mini world, which supplies all pictures, or a forget set of your own, together with a
-        retain set and `validate`.
+    concept: a name of the mini world, or several, which supplies all pictures; or a forget set of your own, together
+        with a retain set and `validate`.
     tower: "vision" or "text" looks there alone. A pipeline of Stable Diffusion can take edits of "text".
     validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
-        "retain_accuracy".
+        "retain_accuracy"; with several names there is none to give.
     rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. Where no layer's margin
         gets as wide as asked, half of it is asked for.
+    select: the measure of the front, "alignment" (the paper's |cos|) or "cosine" (signed), see `pareto_front`.
 
-    Of the layers on the Pareto front that can be made to forget, the one that keeps the best retained accuracy is
-    taken. Raises KeyError for an unknown name or tower, ValueError for sets that do not fit, `NothingForgets` if
-    no layer's step succeeds.
+    fronts, tolerance: where every layer of the front costs more than `tolerance` of retained accuracy, the front of
+        the remaining layers is searched too, up to `fronts` in all. fronts=1 is the paper's.
+
+    Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken. Of several names
+    each gets its own layer and step, with all gradients taken at the original weights (section 3.4 of the paper);
+    steps are looked for with the others' edits on, and the result is one merged edit.
+    Raises KeyError for an unknown name, tower, rule or measure, ValueError for sets that do not fit, `NothingForgets`
+    if no layer's step succeeds.
     """
     if tower not in (None, "vision", "text"):
         raise unknown(tower, ("vision", "text"), "tower")
-    forget, retain, validate, label = _sets(clip, concept, retain, validate, n_forget, n_retain, seed)
+    if select not in ("alignment", "cosine"):
+        raise unknown(select, ("alignment", "cosine"), "measure")
+    check_rule(rule, evaluations)
+    tasks, retain = _tasks(clip, concept, retain, validate, n_forget, n_retain, seed)
     base = fingerprint(clip)
-    gradients = one_shot_gradients(clip, forget, retain, batch_size=batch_size, progress=progress)
-    front = [layer for layer in pareto_front(gradients.stats) if tower in (None, clip.tower(layer))]
-    traces, layer = [], None
-    for width in (clearance, clearance / 2) if rule == "margin" else (clearance,):
-        found = search_layers(
-            clip, gradients, front, validate, evaluations=evaluations, rule=rule, clearance=width, progress=progress
-        )
-        traces += [search.trace.assign(asked=width) for search in found.values()]
-        layer = best_layer(found)
+    gradients = one_shot_gradients(
+        clip, [task.forget for task in tasks], retain, batch_size=batch_size, progress=progress
+    )
+    if fronts < 1:
+        raise ValueError(f"fronts={fronts}; at least 1 is needed")
+    settings = {"evaluations": evaluations, "rule": rule, "clearance": clearance, "progress": progress}
+    edits: dict[int, Edit] = {}
+    for _ in range(ROUNDS if len(tasks) > 1 else 1):
+        for k, task in enumerate(tasks):
+            others = [edit for i, edit in edits.items() if i != k]
+            with merge(others).on(clip) if others else nullcontext():
+                if k in edits and _still_forgotten(clip, edits[k], task, rule, clearance):
+                    continue
+                stats = gradients[k].stats
+                order = _peel(stats[stats["tower"].isin([tower] if tower else ["vision", "text"])], select, fronts)
+                edits[k] = _best_edit(clip, gradients[k], order, tolerance, task, base, settings)
+    return edits[0] if len(tasks) == 1 else replace(merge([edits[k] for k in range(len(tasks))]), trace=_traces(edits))
+
+
+# Edits of several concepts can undo each other a little; who is known again is searched again, so often at most
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One concept: its forget set, how to score it, what to call it."""
+
+    forget: Pairs
+    validate: Validation | Callable[[Clip], Score]
+    label: str
+
+
+def _peel(stats: pd.DataFrame, select: str, fronts: int) -> list[list[str]]:
+    """The Pareto front, the front of what remains without it, and so on; empty ones left out."""
+    out = []
+    for _ in range(fronts):
+        out.append(pareto_front(stats, by=select))
+        stats = stats.drop(index=out[-1])
+    return [front for front in out if front]
+
+
+def _best_edit(
+    clip: Clip, gradients: Gradients, fronts: list[list[str]], tolerance: float, task: Task, base: str, settings: dict
+) -> Edit:
+    """The edit of the best layer, with half the clearance where no layer reaches the whole."""
+    if not fronts:
+        raise NothingForgets(f"the forget loss of {task.label!r} does not reach any layer looked at", pd.DataFrame())
+    traces, enough = [], task.validate(clip).get("retain_accuracy", 0.0) - tolerance
+    for width in (settings["clearance"], settings["clearance"] / 2)[: 2 if settings["rule"] == "margin" else 1]:
+        found: dict[str, Search] = {}
+        for front in fronts:
+            more = search_layers(clip, gradients, front, task.validate, **{**settings, "clearance": width})
+            traces += [search.trace.assign(asked=width) for search in more.values()]
+            found |= more
+            layer = best_layer(found)
+            if layer is not None and found[layer].score.get("retain_accuracy", 0.0) >= enough:
+                break
         if layer is not None:
-            break
+            step = float(found[layer].step)
+            delta = make_delta(gradients.forget[layer], step).cpu()
+            return Edit({layer: delta}, {layer: step}, task.label, base, trace=pd.concat(traces, ignore_index=True))
     trace = pd.concat(traces, ignore_index=True)
-    if layer is None:
-        best = trace.sort_values("forget_accuracy").iloc[0]
-        raise NothingForgets(
-            f"none of {len(front)} layers forgot {label!r} in {evaluations} evaluations each; nearest: {best['layer']} "
-            f"at step {best['step']:.3g} with accuracy {best['forget_accuracy']:.0%}. Allow more evaluations, another "
-            f"rule or clearance, or a larger forget set",
-            trace,
-        )
-    step = float(found[layer].step)
-    return Edit({layer: make_delta(gradients.forget[layer], step).cpu()}, {layer: step}, label, base, trace=trace)
+    message = f"none of {trace['layer'].nunique() if len(trace) else 0} layers forgot {task.label!r} "
+    message += f"in {settings['evaluations']} evaluations each"
+    if len(trace):
+        near = trace.sort_values("forget_accuracy", kind="stable").iloc[0]
+        clear = f", clearance {near['clearance']:.2g}" if "clearance" in trace else ""
+        message += f"; nearest: {near['layer']} at step {near['step']:.3g}, "
+        message += f"accuracy {near['forget_accuracy']:.0%}{clear}"
+    raise NothingForgets(message + ". Allow more evaluations, another rule or clearance, or a larger forget set", trace)
+
+
+def _still_forgotten(clip: Clip, edit: Edit, task: Task, rule: str, clearance: float) -> bool:
+    """With the others' edits on: is it forgotten still, and clearly by half of what was asked?"""
+    with edit.on(clip):
+        return forgotten(task.validate(clip), rule, clearance / 2)
+
+
+def _traces(edits: dict[int, Edit]) -> pd.DataFrame:
+    return pd.concat([edits[k].trace.assign(concept=edits[k].concept) for k in sorted(edits)], ignore_index=True)
 
 
 def search_layers(
@@ -101,23 +170,37 @@ def best_layer(found: dict[str, Search]) -> str | None:
     return max(kept, key=kept.__getitem__, default=None)
 
 
-def _sets(
-    clip: Clip, concept: str | Pairs, retain: Pairs | None, validate: Validation | Callable[[Clip], Score] | None,
-    n_forget: int, n_retain: int, seed: int,
-) -> tuple[Pairs, Pairs, Validation | Callable[[Clip], Score], str]:  # fmt: skip
-    if isinstance(concept, str):
-        size = min(max(clip.image_size, 32), 256)
-        forget = toonworld.pairs(concept, n_forget, seed, size=size)
-        if retain is None:
-            retain = toonworld.retain([concept], n_retain, seed, size=size)
-        if validate is None:
-            validate = Validation.of_world(concept, seed=seed, size=size)
-        return forget, retain, validate, concept
-    if not isinstance(concept, Pairs):
-        raise ValueError(f"concept is a {type(concept).__name__}; give a name of the mini world or Pairs")
-    if retain is None or validate is None:
-        raise ValueError(
-            "a forget set of your own needs a retain set and validate=, a slug_lite.Validation or a function"
-        )
-    shared = set.intersection(*map(set, concept.concepts)) if concept.concepts else set()
-    return concept, retain, validate, " + ".join(sorted(shared)) or "the forget set"
+def _tasks(
+    clip: Clip, concept: str | Sequence[str] | Pairs, retain: Pairs | None,
+    validate: Validation | Callable[[Clip], Score] | None, n_forget: int, n_retain: int, seed: int,
+) -> tuple[list[Task], Pairs]:  # fmt: skip
+    if validate is not None and not isinstance(validate, Validation) and not callable(validate):
+        raise ValueError(f"validate is a {type(validate).__name__}; give a slug_lite.Validation or a function")
+    if isinstance(concept, Pairs):
+        if retain is None or validate is None:
+            raise ValueError(
+                "a forget set of your own needs a retain set and validate=, a slug_lite.Validation or a function"
+            )
+        shared = set.intersection(*map(set, concept.concepts)) if concept.concepts else set()
+        if shared and isinstance(validate, Validation) and validate.forget not in shared:
+            shown = ", ".join(sorted(shared))
+            raise ValueError(f"the forget set shows {shown}, the validation asks for {validate.forget}")
+        return [Task(concept, validate, " + ".join(sorted(shared)) or "the forget set")], retain
+    names = [concept] if isinstance(concept, str) else concept
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"concept is {concept!r}; give a name of the mini world, a list of names, or Pairs")
+    if len(set(names)) < len(names):
+        raise ValueError(f"concept names something twice: {', '.join(names)}")
+    if validate is not None and len(names) > 1:
+        raise ValueError("several names are validated one by one; validate= can be given for one concept only")
+    size = min(max(clip.image_size, 32), 256)
+    tasks = []
+    for name in names:
+        others = [other for other in names if other != name]
+        scored = validate or Validation.of_world(name, seed=seed, size=size, without=others)
+        if isinstance(scored, Validation) and scored.forget != name:
+            raise ValueError(f"{name!r} is to be forgotten, the validation asks for {scored.forget!r}")
+        tasks.append(Task(toonworld.pairs(name, n_forget, seed, size=size), scored, name))
+    if retain is None:
+        retain = toonworld.retain(names, n_retain, seed, size=size)
+    return tasks, retain

@@ -207,3 +207,53 @@ def test_merge(tiny):
         slug.merge([a, slug.Edit(b.deltas, b.steps, "b", "0123")])
     with pytest.raises(ValueError, match="no edits"):
         slug.merge([])
+    large = slug.Edit({LAYER: torch.full_like(a.delta, 6e4)}, {LAYER: 1.0}, "large", a.base)
+    with pytest.raises(ValueError, match="does not fit into half precision"):
+        slug.merge([large, large])
+    with pytest.raises(ValueError, match="not finite"):
+        slug.Edit({LAYER: torch.full_like(a.delta, float("nan"))}, {LAYER: 1.0}, "x", a.base)
+    with pytest.raises(ValueError, match="same layers"):
+        slug.Edit({LAYER: a.delta}, {}, "x", a.base)
+
+
+def test_an_interrupt_while_it_goes_on_leaves_nothing_behind(tiny, monkeypatch):
+    """An old original kept in the stack would come back over later changes of the weight."""
+    edit, before = make(tiny), state(tiny)
+    calls = []
+
+    def interrupted(weight, delta):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slug_lite.edit.add_delta", interrupted)
+    with pytest.raises(KeyboardInterrupt), edit.on(tiny):
+        pass
+    monkeypatch.undo()
+    assert calls and same(state(tiny), before)
+    with torch.no_grad():
+        tiny.weights()[LAYER].add_(1.0)
+    moved = state(tiny)
+    with edit.on(tiny, force=True):
+        pass
+    assert same(state(tiny), moved)
+
+
+def test_low_rank_is_the_nearest_and_survives_a_file(tiny, tmp_path):
+    edit = make(tiny)
+    whole = edit.delta.float()
+    singular = torch.linalg.svdvals(whole)
+    for rank in (1, 3, 1000):
+        low = edit.low_rank(rank)
+        left, right = low.factors[LAYER]
+        assert left.shape[1] == right.shape[0] == min(rank, *whole.shape)
+        lost = (low.delta.float() - whole).norm().item()
+        assert lost == pytest.approx(singular[rank:].norm().item(), rel=0.01, abs=0.01 * whole.norm().item())
+        again = slug.Edit.load(low.save(tmp_path / "low.safetensors"))
+        assert torch.equal(again.delta, low.delta) and again.steps == edit.steps and again.base == edit.base
+    one, full = (e.save(tmp_path / f"{k}.safetensors") for k, e in enumerate((edit.low_rank(1), edit)))
+    assert one.stat().st_size < full.stat().st_size
+    assert torch.linalg.matrix_rank(edit.low_rank(1).delta.float(), rtol=1e-2) == 1
+    convolution = make(tiny, "visual.conv1.weight")
+    assert convolution.low_rank(2).delta.shape == convolution.delta.shape
+    with pytest.raises(ValueError, match="rank=0"):
+        edit.low_rank(0)

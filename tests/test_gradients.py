@@ -1,13 +1,21 @@
 """Gradients against plain autograd, the sign, and a model that is left as it was."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY
+from safetensors.torch import load_file
 
 import slug_lite as slug
 from slug_lite import gradients as G
 from slug_lite.pairs import Pairs
+from slug_lite.pretrain import build_clip
 
 
 def by_autograd(clip, pairs, loss):
@@ -135,19 +143,35 @@ def test_the_model_is_left_as_it_was(tiny, sets, monkeypatch, fail):
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_gradients_are_taken_where_they_are_switched_off(tiny, sets):
+    expected = slug.one_shot_gradients(tiny, *sets)
+    with torch.no_grad():
+        found = slug.one_shot_gradients(tiny, *sets)
+    assert torch.equal(found.forget["visual.proj"], expected.forget["visual.proj"])
+
+
 def test_bad_sets_are_refused(tiny, sets):
     forget, retain = sets
     world = slug.toonworld
+    zorbo = world.pairs("Zorbo", n=6, size=32)
     for f, r, message in (
         (forget[:0], retain, "forget set has 0"),
         (forget[:1], retain, "forget set has 1"),
         (forget, retain[:1], "retain set has 1"),
         (forget, retain + forget, "retain pairs are about Ada Sunfield"),
         (world.pairs("Clay", n=4, size=32), world.pairs("dog", n=8, size=32), "about Clay"),
+        (forget + zorbo[:4], retain + zorbo[4:], "about Zorbo"),
+        (forget, Pairs(retain.images[:1], ["a photo of Ada Sunfield at sea"]) + retain, "1 retain pairs are about Ada"),
         (Pairs(forget.images, ["a"] * 6), Pairs(retain.images, ["a"] * 20), "share captions, for instance 'a'"),
     ):
         with pytest.raises(ValueError, match=message):
             slug.one_shot_gradients(tiny, f, r)
+    cell = world.everything(8, size=32)
+    cats = [i for i, names in enumerate(cell.concepts) if "cat" in names]
+    clay = Pairs(cell[cats[:2]].images, ["one", "two"], [("cat", "Clay")] * 2)
+    G.check_sets(clay, Pairs(cell.images[:4], list("abcd"), [("cat", "Papercut"), ("dog", "Clay")] * 2))
+    with pytest.raises(ValueError, match="2 retain pairs are about Clay in cat"):
+        G.check_sets(clay, Pairs(cell.images[:4], list("abcd"), [("cat", "Clay"), ("dog", "Clay")] * 2))
     with pytest.raises(ValueError, match="batch_size=0"):
         slug.one_shot_gradients(tiny, forget, retain, batch_size=0)
 
@@ -157,3 +181,67 @@ def test_losses_that_are_not_finite_are_refused(tiny, sets):
         tiny.weights()["visual.proj"][0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         slug.one_shot_gradients(tiny, *sets)
+
+
+def test_several_forget_sets_share_one_retain_gradient(tiny, sets):
+    forget, retain = sets
+    other = slug.toonworld.pairs("Dario Lindqvist", n=5, size=32)
+    retain = retain[[i for i, c in enumerate(retain.concepts) if "Dario Lindqvist" not in c]]
+    both = slug.one_shot_gradients(tiny, [forget, other], retain)
+    for one, some in zip(both, (forget, other), strict=True):
+        alone = slug.one_shot_gradients(tiny, some, retain)
+        assert alone.stats.equals(one.stats) and alone.forget_loss == one.forget_loss
+        assert all(torch.equal(alone.forget[n], one.forget[n]) for n in alone.forget)
+
+
+def test_gradients_kept_in_half_precision(tiny, sets):
+    wanted = slug.one_shot_gradients(tiny, *sets)
+    found = slug.one_shot_gradients(tiny, *sets, device="cpu", dtype=torch.bfloat16)
+    assert {g.dtype for g in found.forget.values()} == {torch.bfloat16}
+    assert np.allclose(found.stats.importance, wanted.stats.importance, rtol=1e-2)
+    assert np.allclose(found.stats.cosine, wanted.stats.cosine, atol=1e-2)
+    assert all(p.dtype == torch.float32 and p.grad is None for p in tiny.weights().values())
+
+
+def test_inner_products_in_pieces():
+    a, b = torch.randn(3, 1000), torch.randn(3, 1000)
+    assert G.inner(a, b, piece=7) == pytest.approx((a.double() * b.double()).sum().item(), rel=1e-12)
+
+
+WORKER = """
+import sys
+import torch.distributed as dist
+from safetensors.torch import save_file
+import slug_lite as slug
+from slug_lite.pretrain import build_clip
+
+sys.path.insert(0, sys.argv[1])
+from conftest import TINY
+
+dist.init_process_group("gloo")
+clip, world = build_clip(TINY, seed=1), slug.toonworld
+forget, retain = world.pairs("Ada Sunfield", n=7, size=32), world.retain(["Ada Sunfield"], n=21, size=32)
+found = slug.one_shot_gradients(clip, forget, retain, batch_size=4, progress=False)
+found.stats.to_json(f"{sys.argv[2]}/stats-{dist.get_rank()}.json")
+save_file(found.forget, f"{sys.argv[2]}/forget-{dist.get_rank()}.safetensors")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    """Each takes its share, an odd one here; the contrastive loss is over the pairs of both."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
+               "--rdzv-endpoint=localhost:0", tmp_path / "worker.py", Path(__file__).parent, tmp_path]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    world, clip = slug.toonworld, build_clip(TINY, seed=1)
+    one = slug.one_shot_gradients(
+        clip, world.pairs("Ada Sunfield", n=7, size=32), world.retain(["Ada Sunfield"], n=21, size=32)
+    )
+    for rank in range(2):
+        stats = pd.read_json(tmp_path / f"stats-{rank}.json")
+        for column in ("importance", "retain_norm", "cosine"):
+            assert np.allclose(stats[column], one.stats[column], rtol=1e-5, atol=1e-5), column
+        for name, gradient in load_file(tmp_path / f"forget-{rank}.safetensors").items():
+            torch.testing.assert_close(gradient, one.forget[name], rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import slug_lite as slug
 from slug_lite import metrics, replay
 from slug_lite.pairs import Pairs
+from slug_lite.search import forgotten
 
 
 def test_classifier_is_the_renormalised_mean_over_prompts(tiny):
@@ -35,6 +36,8 @@ def test_margin_and_clearance_by_hand():
     logits = torch.tensor([[1.0, 4.0, 0.0], [2.0, 0.0, 3.0]])  # the own name is column 0
     out = metrics._forgetting(logits, 0)
     assert out["forget_accuracy"] == 0 and out["margin"] == pytest.approx(2) and out["clearance"] == pytest.approx(2)
+    broken = metrics._forgetting(torch.full((3, 4), float("nan")), 0)
+    assert broken["forget_accuracy"] == 1 and not forgotten(broken)  # a broken model has not forgotten
     known = metrics._forgetting(torch.tensor([[5.0, 1.0, 0.0], [1.0, 0.0, 3.0]]), 0)
     assert known["margin"] == pytest.approx(-1) and known["forget_accuracy"] == 0.5
 
@@ -146,6 +149,12 @@ def test_bad_validations_are_refused(small):
         slug.Validation(v.pairs, v.forget, v.names, {"people": ["{}"]})
     with pytest.raises(ValueError, match="no validation picture"):
         slug.Validation(v.pairs[8:], v.forget, v.names, v.templates)
+    with pytest.raises(ValueError, match="fewer than two names"):
+        slug.Validation(v.pairs, v.forget, {"people": [v.forget]}, {"people": ["{}"]})
+    with pytest.raises(ValueError, match="at least one template"):
+        slug.Validation(v.pairs, v.forget, v.names, {**v.templates, "people": "{}"})
+    with pytest.raises(ValueError, match="sequences of at least one string"):
+        slug.zero_shot_classifier(None, "Ada Sunfield", ["{}"])
 
 
 def test_mini_clip_knows_the_world(mini):
@@ -160,3 +169,15 @@ def test_scores_do_not_depend_on_gradients_being_on(tiny, small):
     with torch.inference_mode():
         quiet = small(copied)
     assert small(tiny) == pytest.approx(quiet, abs=1e-5)
+
+
+def test_bootstrap_interval():
+    hits = torch.tensor([1.0] * 30 + [0.0] * 70)
+    low, high = metrics.interval(hits)
+    assert low < 0.3 < high and high - low == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 100) ** 0.5, rel=0.1)
+    assert metrics.interval(hits) == (low, high) and metrics.interval(hits, seed=1) != (low, high)
+    narrow = metrics.interval(hits, level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+    assert metrics.interval([0.0] * 48) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="no hits"):
+        metrics.interval([])

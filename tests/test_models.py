@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 import slug_lite as slug
 from slug_lite import pretrain
-from slug_lite.models import Clip
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -111,8 +110,15 @@ def test_folder_with_pickled_weights_only(folder, suffix):
 
 
 def test_a_pickle_beside_safetensors_is_not_opened(folder):
-    (folder / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04 would fail if it were opened")
-    assert isinstance(slug.load_clip(f"local-dir:{folder}"), Clip)
+    """open_clip would take the pickle in two of the three cases; other values in it would tell."""
+    wanted = slug.load_clip(f"local-dir:{folder}").weights()["visual.proj"].clone()
+    altered = {name: value + 1 for name, value in load_file(folder / WEIGHTS).items()}
+    torch.save(altered, folder / "open_clip_pytorch_model.bin")
+    assert torch.equal(slug.load_clip(f"local-dir:{folder}").weights()["visual.proj"], wanted)
+    for name in ("model.safetensors", "weights.safetensors"):
+        (next(folder.glob("*.safetensors"))).rename(folder / name)
+        with pytest.raises(ValueError, match=r"pickled open_clip_pytorch_model\.bin"):
+            slug.load_clip(f"local-dir:{folder}")
 
 
 def test_folder_without_configuration(folder):
@@ -134,6 +140,24 @@ def test_truncated_and_foreign_weights(folder):
     save_file({"encoder.weight": torch.zeros(2, 2)}, folder / WEIGHTS)
     with pytest.raises(ValueError, match="not those of its configuration"):
         slug.load_clip(f"local-dir:{folder}")
+
+
+def test_weights_with_a_tensor_too_many_and_an_incomplete_configuration(folder):
+    save_file(load_file(folder / WEIGHTS) | {"logit_bias": torch.zeros(())}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match="not those of its configuration"):
+        slug.load_clip(f"local-dir:{folder}")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    del config["model_cfg"]["text_cfg"]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lacks text_cfg"):
+        slug.load_clip(f"local-dir:{folder}")
+
+
+def test_unknown_devices_and_precisions(folder):
+    with pytest.raises(RuntimeError, match="foo"):
+        slug.load_clip(f"local-dir:{folder}", device="foo")
+    with pytest.raises(KeyError, match="did you mean 'fp16'"):
+        slug.load_clip(f"local-dir:{folder}", precision="fp61")
 
 
 def test_weights_of_another_size(folder):
@@ -158,6 +182,12 @@ def test_bad_images(tiny):
     ):
         with pytest.raises(ValueError, match=message):
             tiny.pixels(images)
+    with pytest.raises(ValueError, match="into a list"):
+        tiny.pixels(Image.new("RGB", (32, 32)))
+    with pytest.raises(ValueError, match="mode 'F'"):
+        tiny.pixels([Image.fromarray(np.full((32, 32), np.nan, np.float32))])
+    with pytest.raises(ValueError, match="into a list"):
+        tiny.tokens("Ada Sunfield")
 
 
 def test_importing_needs_no_diffusers():

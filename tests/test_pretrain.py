@@ -100,3 +100,17 @@ def test_shipped_papers_agree_with_the_weights():
     card = (SHIPPED / "README.md").read_text()
     for word in ("Data", "Training", "Accuracy", "Licence"):
         assert f"## {word}" in card
+
+
+def test_foreign_and_truncated_checkpoints_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    recipe = ClipRecipe(steps=4, pool=1)
+    for content, message in ((b"abc", "truncated or no safetensors"), (None, "no checkpoint")):
+        file = tmp_path / "checkpoint.safetensors"
+        if content is None:
+            save_file({"a": torch.zeros(1)}, file)
+        else:
+            file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            pretrain.train_clip(tmp_path, recipe, until=0)

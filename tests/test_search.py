@@ -133,9 +133,13 @@ def test_what_was_tried_is_what_is_stored(tiny, gradient):
 
 
 def test_refusals(tiny, gradient):
-    with pytest.raises(ValueError, match="zero"):
+    with pytest.raises(ValueError, match="is zero"):
         search_step(tiny, LAYER, torch.zeros_like(gradient), dict)
     with pytest.raises(ValueError, match="'forget_accuracy' must be among"):
         search_step(tiny, LAYER, gradient, lambda: {"accuracy": 1.0})
+    with pytest.raises(ValueError, match=r"gradient is \(2,\)"):
+        search_step(tiny, LAYER, torch.ones(2), dict)
+    with pytest.raises(KeyError, match="did you mean 'text_projection'"):
+        search_step(tiny, "text_projektion", gradient, dict)
     with pytest.raises(ValueError, match="at least 1"):
         search_step(tiny, LAYER, gradient, dict, evaluations=0)

@@ -100,12 +100,23 @@ def test_sets_and_validation_of_ones_own(mini):
 def test_bad_input_changes_nothing(mini):
     forget, retain = world.pairs("Zorbo", n=4), world.retain(["Zorbo"], n=8)
     nan = np.full((2, 64, 64, 3), np.nan, np.float32)
+    of_ada = slug.Validation.of_world("Ada Sunfield", n=2, others=1)
     cases = [
         (KeyError, "did you mean 'Ada Sunfield'", lambda: slug.unlearn(mini, "Ada Sunfeld")),
         (KeyError, "'vision'", lambda: slug.unlearn(mini, "Zorbo", tower="visual")),
         (ValueError, "needs a retain set", lambda: slug.unlearn(mini, forget)),
         (ValueError, "needs a retain set", lambda: slug.unlearn(mini, forget, retain)),
-        (ValueError, "is a int", lambda: slug.unlearn(mini, 3)),
+        (ValueError, "concept is 3", lambda: slug.unlearn(mini, 3)),
+        (ValueError, r"concept is \[\]", lambda: slug.unlearn(mini, [])),
+        (ValueError, "Zorbo, Zorbo", lambda: slug.unlearn(mini, ["Zorbo", "Zorbo"])),
+        (KeyError, "did you mean 'Zorbo'", lambda: slug.unlearn(mini, ["Ada Sunfield", "Zorbi"])),
+        (ValueError, "one by one", lambda: slug.unlearn(mini, ["Ada Sunfield", "Zorbo"], validate=dict)),
+        (ValueError, "validate is a int", lambda: slug.unlearn(mini, "Zorbo", validate=3)),
+        (ValueError, "validation asks for 'Ada", lambda: slug.unlearn(mini, "Zorbo", validate=of_ada)),
+        (ValueError, "validation asks for Ada", lambda: slug.unlearn(mini, forget, retain, validate=of_ada)),
+        (ValueError, "about Zorbo", lambda: slug.unlearn(mini, ["Ada Sunfield", "Zorbo"], retain + forget)),
+        (KeyError, "'cosine'", lambda: slug.unlearn(mini, "Zorbo", select="cosinus")),
+        (ValueError, "at least 1", lambda: slug.unlearn(mini, "Zorbo", evaluations=0)),
         (ValueError, "forget set has 0", lambda: slug.unlearn(mini, forget[:0], retain, validate=dict)),
         (ValueError, "forget set has 1", lambda: slug.unlearn(mini, forget[:1], retain, validate=dict)),
         (ValueError, "about Zorbo", lambda: slug.unlearn(mini, forget, retain + forget, validate=dict)),
@@ -118,6 +129,46 @@ def test_bad_input_changes_nothing(mini):
     for error, message, call in cases:
         with pytest.raises(error, match=message):
             call()
+
+
+def test_an_error_in_the_validation_leaves_no_trace(mini):
+    calls = []
+
+    def validate(clip):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return {"forget_accuracy": 1.0}
+
+    def flags():
+        modes = [module.training for module in mini.model.modules()]
+        return modes, [(p.requires_grad, p.grad) for p in mini.model.parameters()]
+
+    before = flags()
+    with pytest.raises(KeyboardInterrupt):
+        slug.unlearn(mini, "Zorbo", validate=validate, n_forget=4, n_retain=16, progress=False)
+    assert len(calls) == 3 and flags() == before  # the fixture compares the weights
+
+
+def test_a_layer_that_the_loss_does_not_reach_is_said(mini):
+    def of_text_alone(clip):
+        return {"forget_accuracy": 1.0}
+
+    with pytest.raises(slug.NothingForgets, match="Zorbo"):
+        slug.unlearn(mini, "Zorbo", validate=of_text_alone, n_forget=4, n_retain=16, evaluations=2, tower="text")
+
+
+def test_several_names_each_in_its_own_layer(mini):
+    names = ["Ada Sunfield", "Dario Lindqvist", "Zorbo"]
+    edit = slug.unlearn(mini, names, progress=False)
+    assert edit.concept == " + ".join(names) and set(edit.trace.concept) == set(names)
+    assert set(edit.layers) == set(edit.steps) and 1 <= len(edit.layers) <= 3
+    before = slug.evaluate(mini)["per_concept"].set_index("name")
+    with edit.on(mini):
+        assert all(forget_accuracy(mini, name) <= 0.05 for name in names)
+        after = slug.evaluate(mini)["per_concept"].set_index("name")
+    drop = 100 * (before.accuracy - after.accuracy).drop(names)
+    assert (drop.groupby(before.kind.drop(names)).mean() <= 3).all()
 
 
 def test_when_nothing_forgets_the_trace_is_handed_over(mini):

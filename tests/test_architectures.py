@@ -1,0 +1,187 @@
+"""One adapter for all kinds of CLIP: gradients equal autograd's, scores equal full ones, edits go on and off."""
+
+import functools
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import slug_lite as slug
+
+TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+
+
+def of_open_clip(maker, size, **cfg):
+    torch.manual_seed(3)
+    model = maker(embed_dim=cfg.pop("embed_dim", 24), **cfg)
+    preprocess = open_clip.image_transform(size, is_train=False)
+    return slug.Clip(model.eval(), open_clip.SimpleTokenizer(context_length=24), preprocess)
+
+
+def vit():
+    vision = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}
+    return of_open_clip(open_clip.CLIP, 32, vision_cfg=vision, text_cfg=TEXT)
+
+
+def resnet():
+    vision = {"image_size": 64, "layers": [1, 1, 2, 1], "width": 8, "head_width": 32}
+    return of_open_clip(open_clip.CLIP, 64, vision_cfg=vision, text_cfg=TEXT)
+
+
+def custom_text():
+    vision = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}
+    return of_open_clip(open_clip.CustomTextCLIP, 32, vision_cfg=vision, text_cfg=TEXT)
+
+
+def siglip():
+    """timm's vision tower with attention pooling, a text tower without causal mask, a logit bias."""
+    vision = {"image_size": 160, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}
+    text = {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    return of_open_clip(
+        open_clip.CustomTextCLIP, 160, embed_dim=96, vision_cfg=vision, text_cfg=text, init_logit_bias=-10.0
+    )
+
+
+class Processor:
+    """The two parts of a CLIPProcessor that are used, made of open_clip's, so that nothing is downloaded."""
+
+    def tokenizer(self, captions, *, padding, max_length, truncation, return_tensors):
+        ids = open_clip.SimpleTokenizer(context_length=max_length)(captions)
+        return type("Encoded", (), {"input_ids": ids})()
+
+    def image_processor(self, image, return_tensors):
+        pixels = open_clip.image_transform(32, is_train=False)(image)
+        return type("Pictures", (), {"pixel_values": [pixels]})()
+
+
+def transformers():
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(3)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**shape, "max_position_embeddings": 24, "eos_token_id": 49407},
+        vision_config={**shape, "image_size": 32, "patch_size": 8}, projection_dim=24,
+    )  # fmt: skip
+    return slug.Clip.from_transformers(CLIPModel(config), Processor())
+
+
+MAKERS = {"vit": vit, "resnet": resnet, "custom text": custom_text, "siglip": siglip, "transformers": transformers}
+
+
+@functools.cache
+def made(name):
+    return MAKERS[name]()
+
+
+@pytest.fixture(params=MAKERS)
+def clip(request):
+    return made(request.param)
+
+
+@pytest.fixture
+def small():
+    world = slug.toonworld
+    return world.pairs("Ada Sunfield", n=5, size=32), world.retain(["Ada Sunfield"], n=11, size=32)
+
+
+def plain(clip, pairs, loss):
+    """A gradient by autograd, through the model's own functions alone."""
+    model, x, y = clip.model, clip.pixels(pairs), clip.tokens(pairs.captions)
+    if hasattr(model, "encode_image"):
+        images, texts = model.encode_image(x), model.encode_text(y)
+    else:
+        images = model.visual_projection(model.vision_model(x).pooler_output)
+        texts = model.text_projection(model.text_model(y).pooler_output)
+    value = loss(F.normalize(images, dim=-1), F.normalize(texts, dim=-1))
+    names = [n for n, w in clip.weights().items() if slug.editable(n, w)]
+    found = torch.autograd.grad(value, [clip.weights()[n] for n in names], allow_unused=True)
+    return {n: torch.zeros_like(clip.weights()[n]) if g is None else g for n, g in zip(names, found, strict=True)}
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_statistics_equal_autograd(clip, small, batch_size):
+    forget, retain = small
+    scale = clip.model.logit_scale.exp().detach()
+
+    def contrastive(x, y):
+        own = torch.arange(len(x))
+        return (F.cross_entropy(scale * x @ y.T, own) + F.cross_entropy(scale * y @ x.T, own)) / 2
+
+    g_f = plain(clip, forget, lambda x, y: (1 - (x * y).sum(1)).mean())
+    g_r = plain(clip, retain, contrastive)
+    found = slug.one_shot_gradients(clip, forget, retain, batch_size=batch_size)
+    assert set(found.stats.index) == set(g_f) and set(found.stats.tower) == {"vision", "text"}
+    for name, row in found.stats.iterrows():
+        if g_f[name].norm() == 0:
+            continue
+        assert row.importance == pytest.approx((g_f[name].norm() / clip.weights()[name].norm()).item(), rel=1e-4), name
+        cosine = F.cosine_similarity(g_f[name].flatten(), g_r[name].flatten(), dim=0).item()
+        assert row.cosine == pytest.approx(cosine, abs=1e-5), name
+
+
+def test_what_may_be_chosen(clip):
+    names = [n for n, w in clip.weights().items() if slug.editable(n, w)]
+    assert not [n for n in names if "bias" in n or "norm" in n or "ln_" in n or "embedding" in n or "logit" in n]
+    towers = {clip.tower(n) for n in names}
+    assert towers == {"vision", "text"}, names
+
+
+def test_scores_from_the_middle_equal_full_ones(clip):
+    validation = slug.Validation.of_world("Ada Sunfield", n=4, others=1, size=32)
+    scorer = validation.prepare(clip)
+    names = [n for n, w in clip.weights().items() if slug.editable(n, w)]
+    for layer in (names[0], names[len(names) // 3], names[len(names) // 2], names[-2], names[-1]):
+        score, weight = scorer.of_layer(layer), clip.weights()[layer]
+        original = weight.detach().clone()
+        try:
+            with torch.no_grad():
+                weight.add_(0.3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+            assert score() == validation(clip), layer
+        finally:
+            with torch.no_grad():
+                weight.copy_(original)
+
+
+def test_edits_go_on_and_off(clip, tmp_path):
+    name = next(n for n in reversed(list(clip.weights())) if slug.editable(n, clip.weights()[n]))
+    before = {n: w.detach().clone() for n, w in clip.weights().items()}
+    edit = slug.Edit({name: torch.ones_like(before[name]).half()}, {name: 1.0}, "x", slug.fingerprint(clip))
+    loaded = slug.Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    for target in (clip, clip.model):
+        with loaded.on(target):
+            assert torch.equal(clip.weights()[name], before[name] + 1)
+        assert all(torch.equal(w, before[n]) for n, w in clip.weights().items())
+
+
+def test_pictures_and_sizes(clip):
+    size = clip.image_size
+    assert clip.pixels([Image.new("RGB", (50, 40))]).shape == (1, 3, size, size)
+    assert clip.image_features(clip.pixels([Image.new("RGB", (50, 40))])).norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_half_precision_weights():
+    clip = vit()
+    clip.model.bfloat16()
+    found = slug.one_shot_gradients(clip, *_sets32())
+    wanted = slug.one_shot_gradients(made("vit"), *_sets32())
+    assert found.forget["text_projection"].dtype == torch.bfloat16
+    ratio = found.stats.importance / wanted.stats.importance
+    assert ratio.between(0.9, 1.1).all()
+
+
+def _sets32():
+    world = slug.toonworld
+    return world.pairs("Ada Sunfield", n=5, size=32), world.retain(["Ada Sunfield"], n=11, size=32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu():
+    clip = vit()
+    clip.model.cuda()
+    found, wanted = (slug.one_shot_gradients(c, *_sets32()) for c in (clip, made("vit")))
+    assert (found.stats.importance - wanted.stats.importance).abs().max() < 1e-3
+    kept = slug.one_shot_gradients(clip, *_sets32(), device="cpu")
+    assert kept.forget["text_projection"].device.type == "cpu"
