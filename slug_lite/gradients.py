@@ -32,8 +32,11 @@ NOT_LAYERS = ("embedding", "pos_embed", "cls_token", "reg_token", "cls_emb", "la
 
 
 def editable(name: str, weight: Tensor) -> bool:
-    """Which weights may be chosen: matrices and convolutions. Biases, norms, embeddings and logit scale may not."""
-    return weight.ndim >= 2 and not any(part in name for part in NOT_LAYERS)
+    """Which weights may be chosen: matrices and convolutions that can be trained.
+
+    Frozen weights (requires_grad=False), biases, norms, embeddings and the logit scale may not.
+    """
+    return weight.requires_grad and weight.ndim >= 2 and not any(part in name for part in NOT_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def one_shot_gradients(
         raise ValueError(f"batch_size={batch_size}, contrastive_batch={contrastive_batch}: at least 1 and 2 are needed")
     names = [n for n, w in clip.weights().items() if clip.tower(n) and layers(n, w)]
     if not names:
-        raise ValueError("no weight of the model passes `layers`")
+        raise ValueError("no weight of the model passes `layers` (by default frozen ones, requires_grad=False, do not)")
     chunks = _batches(len(retain), contrastive_batch or len(retain))
     if len(chunks) > 1 and chunks[-1].stop - chunks[-1].start < 2:  # a lone pair has nothing to be told apart from
         chunks[-2:] = [slice(chunks[-2].start, chunks[-1].stop)]

@@ -88,6 +88,33 @@ def evaluate(clip: Clip, split: str = "test", *, n: int = 12, seed: int = 0) -> 
     return out | {"per_concept": pd.DataFrame(rows)}
 
 
+@torch.no_grad()
+def recognised(clip: Clip, name: str, *, n: int = 48, seed: int = 0, split: str = "test", top: int = 1) -> Tensor:
+    """Which of n fresh pictures of a concept of the mini world does the model name rightly? Bool (n,), on the CPU.
+
+    Among the names of its kind, with the templates of the split; top: right if among the best `top` names. The mean
+    is FA@top, the forget accuracy, once the concept is to be forgotten (Cai, Tan, Asif, 2025, section 4.1).
+    Raises as `toonworld.pairs` does.
+    """
+    kind = toonworld.kind_of(name)
+    names = toonworld.NAMES[kind]
+    pictures = toonworld.pairs(name, n, seed, split, _world_size(clip))
+    classifier = zero_shot_classifier(clip, names, toonworld.templates(kind, split))
+    scores = embed_images(clip, clip.pixels(pictures)) @ classifier.T
+    return (scores.topk(top).indices == names.index(name)).any(1).cpu()
+
+
+def lost(before: Mapping[str, Any], after: Mapping[str, Any], names: str | Sequence[str]) -> pd.Series:
+    """Points of accuracy that each kind lost, all of its concepts but `names` counted, each alike.
+
+    before, after: what `evaluate` returned. Index: kinds; values in points per hundred, negative for a gain.
+    """
+    tables = [scores["per_concept"].set_index("name") for scores in (before, after)]
+    gone = [names] if isinstance(names, str) else list(names)
+    change = 100 * (tables[0]["accuracy"] - tables[1]["accuracy"]).drop(gone, errors="ignore")
+    return change.groupby(tables[0]["kind"].loc[change.index], sort=False).mean()
+
+
 def _world_size(clip: Clip) -> int:
     return min(max(clip.image_size, 32), 256)
 
@@ -219,22 +246,21 @@ class Scorer:
 
 
 class LayerScorer:
-    """Scores the model after changes of one layer; to be made while the layer is untouched.
+    """Scores the model after changes of one layer, running only what such a change can reach.
 
-    The other tower's embeddings are those of the scorer, and in the layer's own tower the activations before it
-    are kept: a call gives what `Validation` would give, bit for bit, for less.
+    The other tower's embeddings are those of the scorer. In the layer's own tower the first call keeps the activations
+    before the layer, which no change of it can touch, and later ones start from there: every call gives what
+    `Validation` would give, bit for bit, for less. Nothing but this layer may change between the calls.
     """
 
     def __init__(self, scorer: Scorer, layer: str) -> None:
         self.scorer, self.vision = scorer, scorer.clip.tower(layer) == "vision"
         blocks = blocks_before(scorer.clip, layer)
         self.replays = {part: Replay(blocks) for part in (scorer.pixels if self.vision else scorer.validation.names)}
-        for part, replay in self.replays.items():
-            with replay.record():
-                scorer.embed(part)
 
     def _embed(self, part: str) -> Tensor:
-        with self.replays[part].play():
+        replay = self.replays[part]
+        with replay.play() if replay.outputs else replay.record():
             return self.scorer.embed(part)
 
     def forgetting(self) -> dict[str, float]:

@@ -30,6 +30,8 @@ _WEIGHT_FILES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
 )  # fmt: skip
+# What ships with the package, and the folder of slug_lite/assets that it lies in
+SHIPPED = {"mini": "mini-clip", "mini-without-ada": "mini-clip-without-ada"}
 _PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
@@ -139,7 +141,8 @@ def _embedding(out: Any) -> Tensor:
 def load_clip(name: str = "mini", *, device: str | torch.device | None = None, precision: str = "fp32") -> Clip:
     """Load a CLIP through open_clip, in eval mode.
 
-    name: "mini" (ships with the package), "ARCH/TAG" of open_clip, as in "ViT-B-32-quickgelu/laion400m_e32", or
+    name: "mini" (ships with the package; "mini-without-ada" is its twin, trained alike but for every picture of Ada
+        Sunfield), "ARCH/TAG" of open_clip, as in "ViT-B-32-quickgelu/laion400m_e32", or
         "local-dir:PATH", a folder in open_clip's own format.
     device: None takes a GPU where there is one. precision: as in open_clip: "fp32", "fp16", "bf16", ...
     Raises KeyError for an unknown name (the nearest is named), FileNotFoundError for a missing folder or file,
@@ -149,8 +152,8 @@ def load_clip(name: str = "mini", *, device: str | torch.device | None = None, p
     if precision not in _PRECISIONS:
         raise unknown(precision, _PRECISIONS, "precision")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if name == "mini":
-        with resources.as_file(resources.files("slug_lite") / "assets" / "mini-clip") as folder:
+    if name in SHIPPED:
+        with resources.as_file(resources.files("slug_lite") / "assets" / SHIPPED[name]) as folder:
             return _load_folder(Path(folder), device, precision)
     if name.startswith("local-dir:"):
         return _load_folder(Path(name.removeprefix("local-dir:")), device, precision)
@@ -218,7 +221,7 @@ def check_weights(folder: Path) -> None:
 
 def _load_tag(name: str, device: str | torch.device, precision: str) -> Clip:
     arch, _, tag = name.partition("/")
-    known = ["mini"] + [f"{a}/{t}" for a, t in open_clip.list_pretrained()]
+    known = [*SHIPPED] + [f"{a}/{t}" for a, t in open_clip.list_pretrained()]
     if name not in known:
         raise unknown(name, known, "model")
     config: dict[str, Any] = get_pretrained_cfg(arch, tag)

@@ -1,8 +1,9 @@
 """Run a tower from the middle: what comes before an edited layer is computed once and played back.
 
 An edit of one layer leaves everything before it as it was. Here the output of the block before the edited one is
-kept, batch by batch, and in later runs the blocks up to there hand it over instead of computing it. The rest runs
-as always, on the same numbers in the same batches: results are the same bit for bit.
+kept, batch by batch (in a first run, with or without the edit), and in later runs the blocks up to there hand it over
+instead of computing it. The rest runs as always, on the same numbers in the same batches: results are the same bit
+for bit.
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ class Replay:
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        self.outputs = []
         if not self.blocks:
             yield
             return
-        hook = self.blocks[-1].register_forward_hook(lambda module, args, output: self.outputs.append(output))
+        outputs: list[Any] = []
+        hook = self.blocks[-1].register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
             yield
+            self.outputs = outputs  # of a run that came to its end
         finally:
             hook.remove()
 

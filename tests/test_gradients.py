@@ -104,8 +104,12 @@ def test_only_layers_are_listed_and_the_rule_can_be_changed(tiny, sets):
     assert {"visual.conv1.weight", "visual.proj", "text_projection"} <= set(names)
     mine = slug.one_shot_gradients(tiny, *sets, layers=lambda name, weight: name.endswith("in_proj_weight"))
     assert len(mine.stats) == 4
-    with pytest.raises(ValueError, match="no weight"):
-        slug.one_shot_gradients(tiny, *sets, layers=lambda name, weight: False)
+    tiny.model.visual.requires_grad_(False)
+    assert set(slug.one_shot_gradients(tiny, *sets).stats.tower) == {"text"}
+    tiny.model.requires_grad_(False)
+    for rule in ({}, {"layers": lambda name, weight: False}):
+        with pytest.raises(ValueError, match="no weight"):
+            slug.one_shot_gradients(tiny, *sets, **rule)
 
 
 class Stop(BaseException):
@@ -118,6 +122,7 @@ def test_the_model_is_left_as_it_was(tiny, sets, monkeypatch, fail):
     tiny.model.visual.eval()
     weights = tiny.weights()
     weights["visual.proj"].requires_grad_(False)
+    weights["token_embedding.weight"].requires_grad_(False)
     kept = torch.ones_like(weights["text_projection"])
     weights["text_projection"].grad = kept
     state = {n: (p.detach().clone(), p.requires_grad) for n, p in weights.items()}

@@ -80,12 +80,13 @@ def small():
 def test_scores_from_the_middle_equal_full_ones(tiny, small, layer):
     scorer = small.prepare(tiny)
     score = scorer.of_layer(layer)
-    untouched = score()
-    with torch.no_grad():
-        weight = tiny.weights()[layer]
-        weight.add_(0.5 * torch.randn_like(weight))
-    assert score() == small(tiny)  # bit for bit
-    assert score() != untouched  # the change matters at all
+    weight, seen = tiny.weights()[layer], [scorer.score()]
+    for _ in range(3):  # the first call keeps what comes before the layer, the others start from it
+        with torch.no_grad():
+            weight.add_(0.5 * torch.randn_like(weight))
+        seen.append(score())
+        assert seen[-1] == small(tiny)  # bit for bit
+        assert seen[-1] != seen[-2]  # the change matters at all
     assert not any("forward" in module.__dict__ for module in tiny.model.modules())
 
 
@@ -109,11 +110,15 @@ def test_blocks_that_are_skipped(tiny):
 
 
 def test_skipped_blocks_come_back_after_an_interrupt(tiny, small):
-    score = small.prepare(tiny).of_layer("visual.proj")
-    tiny.model.visual.ln_post.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        score()
-    assert not any("forward" in module.__dict__ for module in tiny.model.modules())
+    fresh, score = (small.prepare(tiny).of_layer("visual.proj") for _ in range(2))
+    score()
+    hook = tiny.model.visual.ln_post.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    for stopped in (fresh, score):  # while it is kept, while it is played back
+        with pytest.raises(KeyboardInterrupt):
+            stopped()
+        assert not any("forward" in module.__dict__ for module in tiny.model.modules())
+    hook.remove()
+    assert fresh() == score() == small(tiny)  # half of a run is not taken for a whole one
 
 
 def test_scores_hold_what_they_say(tiny, small):
@@ -181,3 +186,29 @@ def test_bootstrap_interval():
     assert metrics.interval([0.0] * 48) == (0.0, 0.0)
     with pytest.raises(ValueError, match="no hits"):
         metrics.interval([])
+
+
+def test_recognised_counts_the_right_names(mini):
+    hits = metrics.recognised(mini, "Ada Sunfield", n=12)
+    assert hits.shape == (12,) and hits.float().mean() >= 0.9
+    with torch.no_grad():
+        weight = mini.weights()["text_projection"]
+        kept = weight.detach().clone()
+        try:
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+            one, five, all_of_them = (metrics.recognised(mini, "cat", n=48, top=k).float().mean() for k in (1, 5, 32))
+        finally:
+            weight.copy_(kept)
+    assert one <= five < 0.6 and all_of_them == 1
+
+
+def test_lost_points_leave_the_forgotten_out():
+    import pandas as pd
+
+    def scores(*accuracies):
+        names = {"name": list("abcd"), "kind": ["people", "people", "people", "styles"]}
+        return {"per_concept": pd.DataFrame(names | {"accuracy": accuracies})}
+
+    found = metrics.lost(scores(1, 1, 0.5, 0.9), scores(0, 0.9, 0.6, 0.8), "a")
+    assert dict(found) == pytest.approx({"people": 0.0, "styles": 10.0})
+    assert metrics.lost(scores(1, 1, 1, 1), scores(0, 0, 1, 1), ["a", "b"])["people"] == 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import pandas as pd
 
 import slug_lite as slug
 from slug_lite import metrics
@@ -19,18 +18,8 @@ world = slug.toonworld
 
 
 def forget_accuracy(clip: slug.Clip, name: str) -> float:
-    """FA@1 among the names of its kind, on test pictures with a seed of their own."""
-    kind = world.kind_of(name)
-    fresh = world.pairs(name, n=PICTURES, seed=SEED + 1000, split="test")
-    classifier = slug.zero_shot_classifier(clip, world.NAMES[kind], world.templates(kind, "test"))
-    guesses = (metrics.embed_images(clip, clip.pixels(fresh)) @ classifier.T).argmax(1)
-    return guesses.eq(world.NAMES[kind].index(name)).float().mean().item()
-
-
-def others(scores: dict, name: str) -> pd.Series:
-    """Accuracy on everything but `name`, by kind."""
-    table = scores["per_concept"]
-    return table[table["name"] != name].groupby("kind")["accuracy"].mean()
+    """FA@1 on test pictures with a seed of their own."""
+    return metrics.recognised(clip, name, n=PICTURES, seed=SEED + 1000).float().mean().item()
 
 
 def measure(clip: slug.Clip, name: str, before: dict) -> dict:
@@ -41,8 +30,7 @@ def measure(clip: slug.Clip, name: str, before: dict) -> dict:
     known = forget_accuracy(clip, name)
     with edit.on(clip):
         left, after = forget_accuracy(clip, name), slug.evaluate(clip, n=24, seed=SEED + 1000)
-    change = others(before, name) - others(after, name)
-    lost = {f"lost_{kind}": round(100 * value, 2) for kind, value in change.items()}
+    lost = {f"lost_{kind}": round(points, 2) for kind, points in metrics.lost(before, after, name).items()}
     weight = clip.weights()[edit.layer]
     return {
         "name": name, "known": round(known, 4), "left": round(left, 4), **lost, "layer": edit.layer,
