@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import parallel
 from .losses import forget_loss, retain_loss
-from .models import Clip
+from .models import Clip, eval_mode
 from .pairs import Pairs
 from .progress import bar
 
@@ -45,7 +45,7 @@ class Gradients:
 
     stats: one row for each layer, indexed by its name: tower, weight_norm, forget_norm, retain_norm, importance,
         alignment, cosine
-    forget: the tensor +grad L_f of each layer, shaped as the weight
+    forget: the tensor +grad L_f of each layer (that was kept), shaped as the weight
     forget_loss, retain_loss: the losses at the untouched weights
     """
 
@@ -86,22 +86,19 @@ def only_gradients_of(clip: Clip, names: Sequence[str]) -> Iterator[dict[str, nn
     """Eval mode, gradients for the named weights alone; afterwards everything is as it was, .grad included."""
     weights = clip.weights()
     flags = {n: (p.requires_grad, p.grad) for n, p in weights.items()}
-    modes = {m: m.training for m in clip.model.modules()}
     chosen = set(names)
-    try:
-        clip.model.eval()
-        for name, p in weights.items():
-            p.requires_grad_(name in chosen)
-            p.grad = None
-        with torch.enable_grad():
-            yield {name: weights[name] for name in names}
-    finally:
-        for name, p in weights.items():
-            p.grad = None
-            p.requires_grad_(flags[name][0])
-            p.grad = flags[name][1]
-        for module, training in modes.items():
-            module.training = training
+    with eval_mode(clip.model):
+        try:
+            for name, p in weights.items():
+                p.requires_grad_(name in chosen)
+                p.grad = None
+            with torch.enable_grad():
+                yield {name: weights[name] for name in names}
+        finally:
+            for name, p in weights.items():
+                p.grad = None
+                p.requires_grad_(flags[name][0])
+                p.grad = flags[name][1]
 
 
 def _collect(weights: dict[str, nn.Parameter], store: Store) -> dict[str, Tensor]:
@@ -142,35 +139,40 @@ def _retain_backward(clip: Clip, retain: Pairs, share: float, batch_size: int, t
     needs no second pass. Of several processes each embeds its share, and the loss sees all. Returns share * L_r.
     """
     mine = retain[parallel.share(len(retain))]
-    waiting, tokens = clip.pixels(mine, "cpu"), clip.tokens(mine.captions)  # two passes, transformed once
-    scale, batches = clip.logit_scale().detach(), _batches(len(tokens), batch_size)
-
-    def pixels(rows: slice) -> Tensor:
-        return waiting[rows].to(clip.device)
-
+    tokens, scale = clip.tokens(mine.captions), clip.logit_scale().detach()
+    batches = _batches(len(tokens), batch_size)
     if len(batches) == 1 and len(mine) == len(retain):
-        loss = share * retain_loss(clip.image_features(pixels(batches[0])), clip.text_features(tokens), scale)
+        loss = share * retain_loss(clip.image_features(clip.pixels(mine)), clip.text_features(tokens), scale)
         loss.backward()
         tick()
         return loss.item()
-    with torch.no_grad():
-        images = torch.cat([clip.image_features(pixels(rows)) for rows in batches])
+    with torch.no_grad():  # pictures are transformed anew in the second pass: at full size they outweigh a gradient
+        images = torch.cat([clip.image_features(clip.pixels(mine[rows])) for rows in batches])
         texts = torch.cat([clip.text_features(tokens[rows]) for rows in batches])
     images, own = parallel.gather(images)
     texts, _ = parallel.gather(texts)
     loss = share * retain_loss(images.requires_grad_(), texts.requires_grad_(), scale)
     to_images, to_texts = (g[own] for g in torch.autograd.grad(loss, (images, texts)))
     for rows in batches:
-        pulled = (clip.image_features(pixels(rows)) * to_images[rows]).sum()
+        pulled = (clip.image_features(clip.pixels(mine[rows])) * to_images[rows]).sum()
         (pulled + (clip.text_features(tokens[rows]) * to_texts[rows]).sum()).backward()
         tick()
     return loss.item()
 
 
+def _groups(weights: dict[str, nn.Parameter], names: list[str], passes: int) -> list[list[str]]:
+    """The names in their order, cut into at most `passes` groups of about as many numbers each."""
+    ends = np.cumsum([weights[name].numel() for name in names])
+    group = np.minimum((ends - 1) * passes // ends[-1], passes - 1)
+    found = [[name for name, g in zip(names, group, strict=True) if g == k] for k in range(passes)]
+    return [some for some in found if some]
+
+
 def one_shot_gradients(
     clip: Clip, forget: Pairs | Sequence[Pairs], retain: Pairs, *, batch_size: int = 128,
     contrastive_batch: int | None = None, layers: Callable[[str, Tensor], bool] = editable,
-    device: torch.device | str | None = None, dtype: torch.dtype | None = None, progress: bool = True,
+    device: torch.device | str | None = None, dtype: torch.dtype | None = None, passes: int = 1,
+    keep: Callable[[pd.DataFrame], Sequence[str]] | None = None, progress: bool = True,
 ) -> Gradients | list[Gradients]:  # fmt: skip
     """One gradient of the forget loss, one of the retain loss, and the statistics of every layer.
 
@@ -179,42 +181,50 @@ def one_shot_gradients(
     batch_size bounds memory only: the result does not depend on it. contrastive_batch: None takes the contrastive
     loss over all retain pairs at once; a number takes it over batches of that many, averaged by size.
     layers: which weights to look at, see `editable`.
-    device, dtype: where and how gradients are kept (None: as the weights); "cpu" and torch.bfloat16 save memory.
+    Against a shortage of memory: device, dtype say where and how gradients are kept (None: as the weights), as "cpu"
+    and torch.bfloat16; passes cuts the layers into so many groups, whose gradients are taken one group after the
+    other, each with forward and backward passes of its own; keep picks from a group's statistics the layers whose
+    forget gradient is kept (None: all), as `pareto_front` does.
 
     Under torch.distributed every process is given the same sets and takes its share; all get the same result.
     The model is left exactly as it was, also on an interrupt. Raises ValueError for sets that are too small or share
-    the concept, for a batch size below 1 (contrastive: 2), and for a loss or gradient that is not finite.
+    the concept, for a batch size or passes below 1 (contrastive: 2), and for a loss or gradient that is not finite.
     """
     sets = [forget] if isinstance(forget, Pairs) else list(forget)
     for some in sets:
         check_sets(some, retain)
-    if batch_size < 1 or (contrastive_batch is not None and contrastive_batch < 2):
-        raise ValueError(f"batch_size={batch_size}, contrastive_batch={contrastive_batch}: at least 1 and 2 are needed")
+    if batch_size < 1 or passes < 1 or (contrastive_batch is not None and contrastive_batch < 2):
+        raise ValueError(
+            f"batch_size={batch_size}, passes={passes}, contrastive_batch={contrastive_batch}: "
+            "at least 1, 1 and 2 are needed"
+        )
     names = [n for n, w in clip.weights().items() if clip.tower(n) and layers(n, w)]
     if not names:
         raise ValueError("no weight of the model passes `layers` (by default frozen ones, requires_grad=False, do not)")
-    chunks = _batches(len(retain), contrastive_batch or len(retain))
-    if len(chunks) > 1 and chunks[-1].stop - chunks[-1].start < 2:  # a lone pair has nothing to be told apart from
-        chunks[-2:] = [slice(chunks[-2].start, chunks[-1].stop)]
-    if min(chunk.stop - chunk.start for chunk in chunks) < parallel.processes():
-        raise ValueError(f"a contrastive batch has fewer pairs than the {parallel.processes()} processes")
+    chunks = _chunks(len(retain), contrastive_batch)
     sizes = [len(some) for some in sets] + [chunk.stop - chunk.start for chunk in chunks]
-    steps = sum(-(-len(range(n)[parallel.share(n)]) // batch_size) for n in sizes)
+    groups = _groups(clip.weights(), names, passes)
+    steps = len(groups) * sum(-(-len(range(n)[parallel.share(n)]) // batch_size) for n in sizes)
     store: Store = {"device": device, "dtype": dtype}
-    out = []
-    with only_gradients_of(clip, names) as weights, bar(total=steps, desc="gradients", show=progress) as done:
-        losses = []
-        gradients = []
-        for some in sets:
-            losses.append(_forget_backward(clip, some, batch_size, done.update))
-            gradients.append(_collect(weights, store))
-        loss_r = sum(
-            _retain_backward(clip, retain[rows], len(retain[rows]) / len(retain), batch_size, done.update)
-            for rows in chunks
-        )
-        kept = _collect(weights, store)
-        for loss_f, g_f in zip(losses, gradients, strict=True):
-            out.append(Gradients(layer_stats(clip, g_f, kept), g_f, loss_f, loss_r))
+    stats: list[list[pd.DataFrame]] = [[] for _ in sets]
+    kept: list[dict[str, Tensor]] = [{} for _ in sets]
+    with bar(total=steps, desc="gradients", show=progress) as done:
+        for group in groups:
+            with only_gradients_of(clip, group) as weights:
+                losses, forgets = [], []
+                for some in sets:
+                    losses.append(_forget_backward(clip, some, batch_size, done.update))
+                    forgets.append(_collect(weights, store))
+                loss_r = sum(
+                    _retain_backward(clip, retain[rows], len(retain[rows]) / len(retain), batch_size, done.update)
+                    for rows in chunks
+                )
+                retains = _collect(weights, store)
+            for k, g_f in enumerate(forgets):
+                stats[k].append(layer_stats(clip, g_f, retains))
+                kept[k] |= {name: g_f[name] for name in (keep(stats[k][-1]) if keep else g_f)}
+            del forgets, retains, g_f
+    out = [Gradients(pd.concat(stats[k]), kept[k], losses[k], loss_r) for k in range(len(sets))]
     for one in out:
         numbers = [one.forget_loss, loss_r, *one.stats["forget_norm"], *one.stats["retain_norm"]]
         if not np.isfinite(numbers).all():
@@ -222,6 +232,16 @@ def one_shot_gradients(
                 f"losses or gradients are not finite (forget {one.forget_loss}, retain {loss_r}): look at the inputs"
             )
     return out[0] if isinstance(forget, Pairs) else out
+
+
+def _chunks(n: int, contrastive_batch: int | None) -> list[slice]:
+    """Which retain pairs share a contrastive batch; each needs two pairs at least, and one for every process."""
+    chunks = _batches(n, contrastive_batch or n)
+    if len(chunks) > 1 and chunks[-1].stop - chunks[-1].start < 2:  # a lone pair has nothing to be told apart from
+        chunks[-2:] = [slice(chunks[-2].start, chunks[-1].stop)]
+    if min(chunk.stop - chunk.start for chunk in chunks) < parallel.processes():
+        raise ValueError(f"a contrastive batch has fewer pairs than the {parallel.processes()} processes")
+    return chunks
 
 
 def layer_stats(clip: Clip, forget: dict[str, Tensor], retain: dict[str, Tensor]) -> pd.DataFrame:

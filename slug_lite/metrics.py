@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,22 @@ def interval(
     means = values[torch.randint(len(values), (draws, len(values)), generator=generator)].mean(1)
     low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
+
+
+def auc(members: Tensor | Sequence[float], others: Tensor | Sequence[float]) -> float:
+    """The chance that a member scores higher than one of the others, ties counted half: the area under the ROC curve.
+
+    0.5 where the scores tell nothing, 1 where every member is above all others (Hanley and McNeil, 1982). As a
+    membership inference attack (Yeom et al., 2018): scores of pictures that a model was trained on, and of others.
+    members, others: (m,) and (n,) finite numbers, m * n comparisons. ValueError for none, or for NaN.
+    """
+    up, down = (torch.as_tensor(scores, dtype=torch.float64).flatten().cpu() for scores in (members, others))
+    if len(up) == 0 or len(down) == 0:
+        raise ValueError(f"{len(up)} members and {len(down)} others given; each needs at least one score")
+    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+        raise ValueError("scores are not finite: they cannot be put in order")
+    gap = up[:, None] - down  # (m, n)
+    return ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
 
 
 def labels(pairs: Pairs, names: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -258,9 +275,9 @@ class LayerScorer:
         blocks = blocks_before(scorer.clip, layer)
         self.replays = {part: Replay(blocks) for part in (scorer.pixels if self.vision else scorer.validation.names)}
 
-    def _embed(self, part: str) -> Tensor:
+    def _embed(self, part: str, keep: bool = True) -> Tensor:
         replay = self.replays[part]
-        with replay.play() if replay.outputs else replay.record():
+        with replay.play() if replay.outputs else replay.record() if keep else nullcontext():
             return self.scorer.embed(part)
 
     def forgetting(self) -> dict[str, float]:
@@ -269,14 +286,17 @@ class LayerScorer:
             return self.scorer.forgetting(images=self._embed("forget"))
         return self.scorer.forgetting(classifier=self._embed(self.scorer.kind))
 
-    def retaining(self) -> dict[str, float]:
-        """Is everything else still known? See `Scorer.retaining`."""
+    def retaining(self, keep: bool = False) -> dict[str, float]:
+        """Is everything else still known? See `Scorer.retaining`.
+
+        Asked once a search, so that nothing is kept for a second time, unless keep=True.
+        """
         if not self.vision:
-            return self.scorer.retaining(classifiers={kind: self._embed(kind) for kind in self.replays})
-        return self.scorer.retaining(images=self._embed("rest")) if "rest" in self.replays else {}
+            return self.scorer.retaining(classifiers={kind: self._embed(kind, keep) for kind in self.replays})
+        return self.scorer.retaining(images=self._embed("rest", keep)) if "rest" in self.replays else {}
 
     def __call__(self) -> dict[str, float]:
-        return self.forgetting() | self.retaining()
+        return self.forgetting() | self.retaining(keep=True)
 
 
 def _forgetting(logits: Tensor, own: int) -> dict[str, float]:

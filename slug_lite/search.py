@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -58,15 +59,44 @@ def make_delta(gradient: Tensor, step: float) -> Tensor:
     return (step * gradient.detach()).to(DELTA_DTYPE)
 
 
+def next_step(
+    step: float, short: tuple[float, float] | None, enough: tuple[float, float] | None, clearance: float | None
+) -> float:
+    """The step to try after `step`.
+
+    short, enough: the longest step that failed and the shortest that succeeded, each with its clearance; None before
+    there is one. Doubles until one succeeds. Then the interval is halved, as in the paper; or, with a clearance to be
+    reached, cut where the straight line through both ends reaches it (regula falsi), a twentieth off either end.
+    """
+    if enough is None:
+        return 2 * step
+    low, at_low = short or (0.0, -math.inf)
+    high, at_high = enough
+    share = 0.5
+    if clearance is not None and math.isfinite(at_low) and math.isfinite(at_high) and at_low < clearance < at_high:
+        share = min(max((clearance - at_low) / (at_high - at_low), 0.05), 0.95)
+    return low + share * (high - low)
+
+
+def _nearer(end: tuple[float, float] | None, clearance: float) -> tuple[float, float] | None:
+    """An end that stayed twice in a row, its clearance moved half-way to the one to be reached.
+
+    So the line leans over and the next cut falls on the other side (the Illinois rule: Dowell and Jarratt, 1971).
+    """
+    return end and (end[0], (end[1] + clearance) / 2)
+
+
 @torch.no_grad()
 def search_step(
     clip: Clip, layer: str, gradient: Tensor, score: Callable[[], Score], *, evaluations: int = 10,
-    rule: str = "margin", clearance: float = 4.0, whole: bool = False,
+    rule: str = "margin", clearance: float = 4.0, precision: float = 0.03, whole: bool = False,
 ) -> Search:  # fmt: skip
     """Look for the smallest step in `layer` that forgets, in at most `evaluations` tries.
 
-    Doubles the step until the concept is gone, then halves the interval between the last failure and the last
-    success. score() is called with the step in place. A `metrics.LayerScorer` is asked at every try whether the
+    rule "paper": doubles the step until the concept is gone, then halves the interval between the last failure and
+    the last success, `evaluations` tries in all. rule "margin": doubles as well, then follows the clearance, see
+    `next_step`, and stops once the interval is no wider than `precision` of the step: fewer tries for a step as short.
+    score() is called with the step in place. A `metrics.LayerScorer` is asked at every try whether the
     concept is forgotten, and what the rest keeps at the chosen step alone; whole=True asks everything every time.
     The steps are the same. The weight is put back bit for bit, also on an interrupt.
 
@@ -81,7 +111,7 @@ def search_step(
     if gradient.shape != weight.shape:
         raise ValueError(f"the gradient is {tuple(gradient.shape)}, the weight {layer!r} is {tuple(weight.shape)}")
     original, step = weight.detach().clone(), first_step(weight, gradient)
-    too_short, enough, best = 0.0, None, None
+    short, enough, best = None, None, None
     probe = score if whole else getattr(score, "forgetting", score)
     rows: list[dict] = []
     try:
@@ -95,15 +125,19 @@ def search_step(
                 raise ValueError(f"the validation returned {sorted(result)}; 'forget_accuracy' must be among them")
             gone = forgotten(result, rule, clearance)
             rows.append({"layer": layer, "evaluation": k, "step": step, **result, "forgotten": gone})
+            tried = (step, result.get("clearance", math.nan))
+            again = len(rows) > 1 and gone == rows[-2]["forgotten"]
             if gone:
-                enough, best = step, result
+                enough, best, short = tried, result, _nearer(short, clearance) if again else short
             else:
-                too_short = step
-            step = 2 * step if enough is None else (too_short + enough) / 2
+                short, enough = tried, _nearer(enough, clearance) if again else enough
+            if rule == "margin" and enough and short and enough[0] - short[0] <= precision * enough[0]:
+                break
+            step = next_step(step, short, enough, clearance if rule == "margin" else None)
         if enough is not None and probe is not score:
-            weight.copy_(add_delta(original, make_delta(gradient, enough)))
+            weight.copy_(add_delta(original, make_delta(gradient, enough[0])))
             best |= score.retaining()
-            next(row for row in rows if row["step"] == enough).update(best)
+            next(row for row in rows if row["step"] == enough[0]).update(best)
     finally:
         weight.copy_(original)
-    return Search(enough, best, pd.DataFrame(rows))
+    return Search(enough and enough[0], best, pd.DataFrame(rows))

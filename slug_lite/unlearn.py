@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pandas as pd
 
 from . import toonworld
 from .edit import Edit, fingerprint, merge
 from .gradients import Gradients, one_shot_gradients
-from .metrics import Validation
-from .models import Clip
+from .metrics import Scorer, Validation
+from .models import Clip, eval_mode
 from .pairs import Pairs, unknown
 from .progress import bar
 from .search import Score, Search, check_rule, forgotten, make_delta, search_step
@@ -31,7 +32,8 @@ def unlearn(
     clip: Clip, concept: str | Sequence[str] | Pairs, retain: Pairs | None = None, *, tower: str | None = None,
     validate: Validation | Callable[[Clip], Score] | None = None, n_forget: int = 48, n_retain: int = 512,
     batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 4.0,
-    select: str = "alignment", fronts: int = 3, tolerance: float = 0.005, seed: int = 0, progress: bool = True,
+    select: str = "alignment", fronts: int = 3, tolerance: float = 0.005, passes: int = 1, seed: int = 0,
+    progress: bool = True,
 ) -> Edit:  # fmt: skip
     """Find the edit that makes `clip` forget a concept, or several; the model itself is left as it was.
 
@@ -46,6 +48,7 @@ def unlearn(
 
     fronts, tolerance: where every layer of the front costs more than `tolerance` of retained accuracy, the front of
         the remaining layers is searched too, up to `fronts` in all. fronts=1 is the paper's.
+    batch_size, passes: against a shortage of memory, see `one_shot_gradients`.
 
     Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken. Of several names
     each gets its own layer and step, with all gradients taken at the original weights (section 3.4 of the paper);
@@ -60,11 +63,17 @@ def unlearn(
     check_rule(rule, evaluations)
     tasks, retain = _tasks(clip, concept, retain, validate, n_forget, n_retain, seed)
     base = fingerprint(clip)
-    gradients = one_shot_gradients(
-        clip, [task.forget for task in tasks], retain, batch_size=batch_size, progress=progress
-    )
     if fronts < 1:
         raise ValueError(f"fronts={fronts}; at least 1 is needed")
+
+    def on_fronts(stats: pd.DataFrame) -> list[str]:
+        # given a group of the layers, these hold all that are on the fronts of the whole
+        return [layer for front in _peel(stats, select, fronts) for layer in front]
+
+    gradients = one_shot_gradients(
+        clip, [task.forget for task in tasks], retain, batch_size=batch_size, passes=passes, keep=on_fronts,
+        progress=progress,
+    )  # fmt: skip
     settings = {"evaluations": evaluations, "rule": rule, "clearance": clearance, "progress": progress}
     edits: dict[int, Edit] = {}
     for _ in range(ROUNDS if len(tasks) > 1 else 1):
@@ -107,11 +116,14 @@ def _best_edit(
     """The edit of the best layer, with half the clearance where no layer reaches the whole."""
     if not fronts:
         raise NothingForgets(f"the forget loss of {task.label!r} does not reach any layer looked at", pd.DataFrame())
-    traces, enough = [], task.validate(clip).get("retain_accuracy", 0.0) - tolerance
+    with eval_mode(clip.model):
+        validate = task.validate.prepare(clip) if isinstance(task.validate, Validation) else task.validate
+        untouched = validate.score() if isinstance(validate, Scorer) else validate(clip)
+    traces, enough = [], untouched.get("retain_accuracy", 0.0) - tolerance
     for width in (settings["clearance"], settings["clearance"] / 2)[: 2 if settings["rule"] == "margin" else 1]:
         found: dict[str, Search] = {}
         for front in fronts:
-            more = search_layers(clip, gradients, front, task.validate, **{**settings, "clearance": width})
+            more = search_layers(clip, gradients, front, validate, **{**settings, "clearance": width})
             traces += [search.trace.assign(asked=width) for search in more.values()]
             found |= more
             layer = best_layer(found)
@@ -143,24 +155,23 @@ def _traces(edits: dict[int, Edit]) -> pd.DataFrame:
 
 
 def search_layers(
-    clip: Clip, gradients: Gradients, layers: list[str], validate: Validation | Callable[[Clip], Score], *,
+    clip: Clip, gradients: Gradients, layers: list[str], validate: Validation | Scorer | Callable[[Clip], Score], *,
     evaluations: int = 10, rule: str = "margin", clearance: float = 4.0, progress: bool = True,
 ) -> dict[str, Search]:  # fmt: skip
-    """The step search in each of `layers`, in eval mode; what their edits cannot change is embedded once."""
-    modes = {module: module.training for module in clip.model.modules()}
-    clip.model.eval()
-    try:
-        scorer = validate.prepare(clip) if isinstance(validate, Validation) else None
-        found = {}
+    """The step search in each of `layers`, in eval mode; what their edits cannot change is embedded once.
+
+    validate: as for `unlearn`, or a `Validation` that was prepared already.
+    """
+    found = {}
+    with eval_mode(clip.model):
+        if isinstance(validate, Validation):
+            validate = validate.prepare(clip)
         for layer in bar(layers, desc="step search", show=progress):
-            score = scorer.of_layer(layer) if scorer else lambda: validate(clip)
+            score = validate.of_layer(layer) if isinstance(validate, Scorer) else partial(validate, clip)
             found[layer] = search_step(
                 clip, layer, gradients.forget[layer], score, evaluations=evaluations, rule=rule, clearance=clearance
             )
-        return found
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    return found
 
 
 def best_layer(found: dict[str, Search]) -> str | None:

@@ -208,6 +208,33 @@ def test_gradients_kept_in_half_precision(tiny, sets):
     assert all(p.dtype == torch.float32 and p.grad is None for p in tiny.weights().values())
 
 
+@pytest.mark.parametrize("passes", [2, 5, 1000])
+def test_group_by_group_gives_the_same(tiny, sets, passes):
+    whole = slug.one_shot_gradients(tiny, *sets)
+    found = slug.one_shot_gradients(tiny, *sets, passes=passes)
+    assert list(found.stats.index) == list(whole.stats.index) == list(found.forget)
+    for column in ("importance", "retain_norm", "cosine"):
+        assert np.allclose(found.stats[column], whole.stats[column], rtol=1e-4, atol=1e-5), column
+    assert found.retain_loss == pytest.approx(whole.retain_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_kept_are_the_layers_that_are_asked_for(tiny, sets, passes):
+    whole = slug.one_shot_gradients(tiny, *sets)
+    found = slug.one_shot_gradients(tiny, *sets, passes=passes, keep=slug.pareto_front)
+    front = slug.pareto_front(whole.stats)
+    assert set(front) <= set(found.forget) < set(whole.forget) and len(found.stats) == len(whole.stats)
+    assert all(torch.allclose(found.forget[n], whole.forget[n], rtol=1e-3, atol=1e-6) for n in front)
+
+
+def test_groups_are_of_like_size_and_hold_everything(tiny):
+    names = [n for n, w in tiny.weights().items() if slug.editable(n, w)]
+    groups = G._groups(tiny.weights(), names, 3)
+    assert [n for group in groups for n in group] == names and len(groups) == 3
+    sizes = [sum(tiny.weights()[n].numel() for n in group) for group in groups]
+    assert max(sizes) <= 2 * sum(sizes) / 3
+
+
 def test_inner_products_in_pieces():
     a, b = torch.randn(3, 1000), torch.randn(3, 1000)
     assert G.inner(a, b, piece=7) == pytest.approx((a.double() * b.double()).sum().item(), rel=1e-12)

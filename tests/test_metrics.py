@@ -212,3 +212,16 @@ def test_lost_points_leave_the_forgotten_out():
     found = metrics.lost(scores(1, 1, 0.5, 0.9), scores(0, 0.9, 0.6, 0.8), "a")
     assert dict(found) == pytest.approx({"people": 0.0, "styles": 10.0})
     assert metrics.lost(scores(1, 1, 1, 1), scores(0, 0, 1, 1), ["a", "b"])["people"] == 0
+
+
+def test_auc_by_hand():
+    assert metrics.auc([3.0, 2.0], [1.0, 0.0]) == 1 and metrics.auc([0.0], [1.0, 2.0]) == 0
+    assert metrics.auc([2.0, 0.0], [1.0]) == 0.5 and metrics.auc([1.0, 1.0], [1.0]) == 0.5
+    assert metrics.auc(torch.tensor([4.0, 1.0, 3.0]), torch.tensor([2.0, 1.0])) == pytest.approx(4.5 / 6)
+    members, others = torch.randn(40, generator=torch.Generator().manual_seed(0)), torch.zeros(7)
+    assert metrics.auc(members, others) == pytest.approx(1 - metrics.auc(others, members))
+    assert metrics.auc(members.exp(), others.exp()) == metrics.auc(members, others)  # order alone counts
+    with pytest.raises(ValueError, match="0 members"):
+        metrics.auc([], [1.0])
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.auc([float("nan")], [1.0])

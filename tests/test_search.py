@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slug_lite.edit import add_delta
-from slug_lite.search import first_step, forgotten, make_delta, search_step
+from slug_lite.search import first_step, forgotten, make_delta, next_step, search_step
 
 LAYER = "text_projection"
 
@@ -36,7 +36,7 @@ def gradient(tiny):
 def test_finds_the_smallest_step_that_forgets(tiny, gradient, factor):
     begin = first_step(tiny.weights()[LAYER], gradient)
     score = Known(tiny, gradient, factor * begin)
-    found = search_step(tiny, LAYER, gradient, score)
+    found = search_step(tiny, LAYER, gradient, score, rule="paper")
     assert len(found.trace) == 10
     assert factor * begin * 0.99 <= found.step <= factor * begin * 1.3
     assert found.score["forget_accuracy"] == 0
@@ -46,7 +46,7 @@ def test_finds_the_smallest_step_that_forgets(tiny, gradient, factor):
 def test_begins_at_a_tenth_of_the_weight_then_doubles_then_halves(tiny, gradient):
     begin = first_step(tiny.weights()[LAYER], gradient)
     assert begin == pytest.approx((tiny.weights()[LAYER].norm() / gradient.norm() / 10).item())
-    trace = search_step(tiny, LAYER, gradient, Known(tiny, gradient, 3 * begin), evaluations=5).trace
+    trace = search_step(tiny, LAYER, gradient, Known(tiny, gradient, 3 * begin), evaluations=5, rule="paper").trace
     assert list(trace.step / begin) == pytest.approx([1, 2, 4, 3, 2.5], rel=1e-6)
     assert list(trace.forgotten) == [False, False, True, True, False]
 
@@ -63,6 +63,43 @@ def test_the_margin_rule_goes_further_than_the_papers(tiny, gradient):
         for rule in ("paper", "margin")
     )
     assert paper == pytest.approx(2 * begin, rel=0.05) and margin == pytest.approx(3 * begin, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.9, 5.7, 40.0])
+def test_following_the_margin_takes_fewer_tries_for_a_step_as_short(tiny, gradient, factor):
+    threshold = factor * first_step(tiny.weights()[LAYER], gradient)
+
+    class Bent(Known):
+        """The clearance flattens out, as it does in a real model; some pictures are known for longer than others."""
+
+        def __call__(self):
+            score = super().__call__()
+            score["clearance"] = 4.0 * (self.seen[-1] / threshold) ** 0.4
+            return score
+
+    halved = search_step(tiny, LAYER, gradient, Bent(tiny, gradient, threshold), rule="paper")
+    found = search_step(tiny, LAYER, gradient, Bent(tiny, gradient, threshold))
+    assert threshold * 0.99 <= found.step <= max(1.035 * threshold, halved.step * 1.01)
+    bracketed = int((found.trace.forgotten != found.trace.forgotten[0]).argmax()) + 1
+    assert len(found.trace) <= min(bracketed + 4, len(halved.trace))
+
+
+def test_where_the_margin_says_nothing_the_interval_is_halved(tiny, gradient):
+    begin = first_step(tiny.weights()[LAYER], gradient)
+    trace = search_step(tiny, LAYER, gradient, Known(tiny, gradient, 3 * begin)).trace
+    assert list(trace.step[:5] / begin) == pytest.approx([1, 2, 4, 3, 2.5], rel=1e-6)
+    exact = search_step(tiny, LAYER, gradient, Known(tiny, gradient, 3 * begin), precision=0.0).trace
+    assert len(trace) < len(exact) == 10
+
+
+def test_next_step():
+    assert next_step(1.0, (1.0, 0.5), None, 4.0) == 2.0
+    assert next_step(2.0, (1.0, 2.0), (2.0, 6.0), 4.0) == pytest.approx(1.5)
+    assert next_step(2.0, (1.0, 3.0), (2.0, 7.0), 4.0) == pytest.approx(1.25)
+    assert next_step(2.0, (1.0, 3.999), (2.0, 7.0), 4.0) == pytest.approx(1.05)  # never stuck at an end
+    assert next_step(2.0, (1.0, 5.0), (2.0, 7.0), 4.0) == 1.5  # wide enough, and yet a picture was known: halve
+    assert next_step(2.0, None, (2.0, 7.0), 4.0) == 1.0
+    assert next_step(2.0, (1.0, 3.0), (2.0, 7.0), None) == 1.5
 
 
 def test_the_rest_is_scored_at_the_chosen_step_alone(tiny, gradient):

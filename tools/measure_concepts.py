@@ -37,10 +37,10 @@ world = slug.toonworld
 
 
 class Report:
-    """`slug.evaluate(clip, n=24)` on one set of pictures, drawn once for all concepts."""
+    """`slug.evaluate(clip)` on one set of pictures, drawn once for all concepts."""
 
     def __init__(self, clip: slug.Clip) -> None:
-        self.clip, self.pairs = clip, world.everything(24, SEED + FRESH, "test")
+        self.clip, self.pairs = clip, world.everything(12, SEED + FRESH, "test")
         self.pixels = clip.pixels(self.pairs)
         self.before = self()
 
