@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # progress bars draw dead widgets into built pages
 export TQDM_DISABLE := 1
 
-.PHONY: book test lint env requirements clean
+.PHONY: book test bench lint env requirements clean
 
 book: env
 	$(PY) tools/build_book.py
@@ -24,6 +24,10 @@ book: env
 test: env
 	$(PY) -m ruff check .
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# Costs against plain procedures: a table in the book, not a test. BENCH="search mini" runs the lines that hold a word.
+bench: env
+	$(PY) tests/bench/run.py $(BENCH)
 
 lint: env
 	$(PY) -m ruff check .

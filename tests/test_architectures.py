@@ -71,6 +71,16 @@ def transformers():
 MAKERS = {"vit": vit, "resnet": resnet, "custom text": custom_text, "siglip": siglip, "transformers": transformers}
 
 
+def vit_b_32():
+    torch.manual_seed(3)
+    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None)
+    return slug.Clip(model.eval(), open_clip.get_tokenizer("ViT-B-32"), preprocess)
+
+
+def mini():
+    return slug.load_clip("mini", device="cpu")
+
+
 @functools.cache
 def made(name):
     return MAKERS[name]()
@@ -103,7 +113,23 @@ def plain(clip, pairs, loss):
 
 @pytest.mark.parametrize("batch_size", [4, 64])
 def test_statistics_equal_autograd(clip, small, batch_size):
-    forget, retain = small
+    compare_statistics(clip, *small, batch_size)
+
+
+def test_statistics_equal_autograd_on_vit_b_32():
+    """The real architecture at its real size, with random weights: every layer, two sizes of micro-batches."""
+    clip, (forget, retain) = vit_b_32(), _sets32()
+    for batch_size in (2, 64):
+        compare_statistics(clip, forget[:3], retain[:5], batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_statistics_equal_autograd_on_mini(batch_size):
+    world = slug.toonworld
+    compare_statistics(mini(), world.pairs("cat", n=12), world.retain(["cat"], n=32), batch_size)
+
+
+def compare_statistics(clip, forget, retain, batch_size):
     scale = clip.model.logit_scale.exp().detach()
 
     def contrastive(x, y):

@@ -90,16 +90,24 @@ def test_only_used_tokens_have_rows(_mini):
     )
 
 
-def test_shipped_papers_agree_with_the_weights():
-    training = json.loads((SHIPPED / "training.json").read_text())
-    log = pretrain.read_log(SHIPPED)
+@pytest.mark.parametrize("folder", [SHIPPED, SHIPPED.parent / "mini-clip-without-ada"], ids=lambda f: f.name)
+def test_shipped_papers_agree_with_the_weights(folder):
+    training = json.loads((folder / "training.json").read_text())
+    log = pretrain.read_log(folder)
+    assert training["exclude"] == ([] if folder == SHIPPED else ["Ada Sunfield"])
     assert log[-1]["step"] == training["steps"] == ClipRecipe().steps
     assert ClipRecipe(**{k: training[k] for k in ("steps", "seed", "lr", "pool", "patch_dropout")}) == ClipRecipe()
-    config = json.loads((SHIPPED / "open_clip_config.json").read_text())
+    config = json.loads((folder / "open_clip_config.json").read_text())
     assert config["model_cfg"] == pretrain.MODEL_CFG
-    card = (SHIPPED / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     for word in ("Data", "Training", "Accuracy", "Licence"):
         assert f"## {word}" in card
+
+
+def test_the_twin_never_saw_ada_and_knows_the_rest():
+    twin = slug.load_clip("mini-without-ada", device="cpu")
+    scores = slug.evaluate(twin, n=4)["per_concept"].set_index("name")["accuracy"]
+    assert scores["Ada Sunfield"] <= 0.25 and scores.drop("Ada Sunfield").mean() >= 0.98
 
 
 def test_foreign_and_truncated_checkpoints_are_refused(tmp_path):

@@ -62,6 +62,12 @@ def test_the_edit_says_what_it_is(mini, ada):
     assert ada.trace.groupby("layer").size().max() <= 10
 
 
+def test_an_edit_file_is_small(mini, ada, tmp_path):
+    assert ada.save(tmp_path / "ada.safetensors").stat().st_size < 150_000
+    largest = max(w.numel() for n, w in mini.weights().items() if slug.editable(n, w))
+    assert 2 * largest + 4_000 < 150_000  # whichever layer is taken
+
+
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_one_tower_alone(mini, tower):
     edit = slug.unlearn(mini, "Dario Lindqvist", tower=tower, evaluations=8, n_retain=256)

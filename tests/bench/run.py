@@ -1,0 +1,61 @@
+"""Every benchmark, each in a process of its own; results to slug_lite/assets/results/bench.json, a table to look at.
+
+make bench             about fifteen minutes on two cores; 10 GB of memory
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from slug_lite.results import save_results
+
+CASES = Path(__file__).with_name("cases.py")
+L14 = "forget=4 retain=4 images=6 prompts=72 tries=1 text=1"
+MATRIX = [
+    "gradients_time mini forget=48 retain=128 batch=128 repeats=5",
+    "gradients_time mini forget=48 retain=512 batch=128 repeats=3",
+    "gradients_time ViT-B-32 forget=8 retain=16 batch=16 repeats=3",
+    "gradients_time ViT-B-32 forget=8 retain=32 batch=16 repeats=3",
+    "gradients_memory ViT-B-32 forget=8 retain=32 batch=8 what=bare",
+    "gradients_memory ViT-B-32 forget=8 retain=32 batch=8 what=ours",
+    "search mini images=500 prompts=500",
+    "tries ViT-B-32 images=500 prompts=500",
+    "unlearn mini what=plain forget=48 retain=512 images=500 prompts=500 batch=128 tries=10",
+    "unlearn mini what=ours forget=48 retain=512 images=500 prompts=500 batch=128 tries=10",
+    f"unlearn ViT-L-14 what=plain batch=2 most=2 {L14}",
+    f"unlearn ViT-L-14 what=ours batch=2 passes=1 {L14}",
+    f"unlearn ViT-L-14 what=ours batch=1 passes=8 {L14}",
+    *[f"growth mini forget=48 retain={128 * k} batch=128" for k in (1, 2, 4, 8)],
+    *[f"growth ViT-B-32 forget=4 retain={8 * k} batch=8" for k in (1, 2, 4, 8)],
+    *[f"growth {model} forget=4 retain=8 batch=4" for model in ("ViT-B-32", "ViT-L-14", "ViT-H-14")],
+]
+
+
+def main(only: list[str]) -> None:
+    rows, start = [], time.perf_counter()
+    for line in MATRIX:
+        if only and not any(word in line for word in only):
+            continue
+        done = subprocess.run([sys.executable, CASES, *line.split()], capture_output=True, text=True)
+        if done.returncode:  # a model that does not fit into this machine's memory is reported, not hidden
+            rows.append({"case": line.split()[0], "model": line.split()[1], "line": line, "failed": done.returncode})
+            print(line, "FAILED", done.stderr[-500:], flush=True)
+            continue
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1])[:300], flush=True)
+    if not only:
+        about = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+        print(save_results("bench", rows, script="make bench", seed=0, **about))
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
