@@ -141,10 +141,12 @@ def compare_statistics(clip, forget, retain, batch_size):
     found = slug.one_shot_gradients(clip, forget, retain, batch_size=batch_size)
     assert set(found.stats.index) == set(g_f) and set(found.stats.tower) == {"vision", "text"}
     for name, row in found.stats.iterrows():
-        if g_f[name].norm() == 0:
+        # in double precision: float32 norms of matrices with millions of numbers are off by more than is asked for
+        f, r, weight = (x.detach().double().flatten() for x in (g_f[name], g_r[name], clip.weights()[name]))
+        if f.norm() == 0:
             continue
-        assert row.importance == pytest.approx((g_f[name].norm() / clip.weights()[name].norm()).item(), rel=1e-4), name
-        cosine = F.cosine_similarity(g_f[name].flatten(), g_r[name].flatten(), dim=0).item()
+        assert row.importance == pytest.approx((f.norm() / weight.norm()).item(), rel=1e-4), name
+        cosine = F.cosine_similarity(f, r, dim=0).item()
         assert row.cosine == pytest.approx(cosine, abs=1e-5), name
 
 

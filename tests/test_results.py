@@ -35,3 +35,12 @@ def test_what_unlearn_promises_over_all_concepts(concepts, kinds, left, lost):
 def test_unknown_results_are_named():
     with pytest.raises(KeyError, match="did you mean 'concepts'"):
         load_results("concept")
+
+
+def test_contrastive_batches_are_measured_for_several_retain_sets():
+    rows, about = load_results("contrastive_batch")
+    assert {"script", "seed", "date", "versions", "sets", "pairs", "people"} <= set(about)
+    assert (rows.groupby("batch").seed.nunique() == about["sets"]).all()
+    assert (rows.groupby("seed").loss.apply(lambda x: x.is_monotonic_increasing)).all()  # sorted by batch size
+    whole = rows[rows.batch == about["pairs"]]
+    assert (whole.vision_cosine == 1).all() and (rows.text_cosine[rows.batch < about["pairs"]] < 1).all()

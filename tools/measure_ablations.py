@@ -1,0 +1,368 @@
+"""Is it the layer, the direction or the step? SLUG's choices taken away one at a time; chapter 6 draws the result.
+
+python tools/measure_ablations.py         two concepts of each kind, seed 0; goes on where it stopped
+
+The results are written when every kind had its first concept, and again after the second.
+
+Everything is measured on fresh test pictures, with the same search of the step and the same rule of stopping:
+
+    layers   every layer that may be edited, searched on its own; any rule that picks one layer is a look-up here
+    arms     all layers at once, in one relative or one absolute step; the gradient projected off the retain gradient;
+             random directions, at SLUG's length and searched; the gradient of the same pictures with foreign captions
+    rank     SLUG's edit cut down to its first singular directions
+    retain   the statistics from fewer retain pairs, or from contrastive batches of 16, against other 512 pairs
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from tempfile import gettempdir
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import slug_lite as slug
+from slug_lite import gradients as room
+from slug_lite import metrics
+from slug_lite.replay import Replay, blocks_before
+from slug_lite.results import save_results
+from slug_lite.search import Search, make_delta, search_step
+
+method = import_module("slug_lite.unlearn")  # the module; the package's name of the same spelling is its function
+world = slug.toonworld
+SEED, PER_KIND, PICTURES, OTHERS, FRESH = 0, 2, 48, 6, 1000  # OTHERS: pictures of every other concept
+EVALUATIONS, CLEARANCE, TOLERANCE, FRONTS = 10, 4.0, 0.005, 3  # as `unlearn` has them
+RANDOM = 2  # random directions
+RANKS = (1, 2, 4, 8, 16, 32)
+RETAIN_SEEDS, SIZES, SMALL = (1, 2), (16, 32, 64, 128, 256, 512), 16
+Deltas = dict[str, Tensor]
+
+
+class Report:
+    """What is left of a concept and what the others lost, on fresh pictures; blocks before an edit are played back."""
+
+    def __init__(self, clip: slug.Clip) -> None:
+        self.clip, self.pairs = clip, world.everything(OTHERS, SEED + FRESH, "test")
+        self.pixels = {"rest": clip.pixels(self.pairs)}
+        self.replays: dict[tuple[str, int], Replay] = {}
+        self.images = {"rest": metrics.embed_images(clip, self.pixels["rest"])}
+        self.names = self.classifiers()
+        self.before = self.scores(self.images["rest"], self.names)
+
+    def classifiers(self) -> dict[str, Tensor]:
+        return {
+            kind: slug.zero_shot_classifier(self.clip, names, world.templates(kind, "test"))
+            for kind, names in world.NAMES.items()
+        }
+
+    def of(self, name: str) -> None:
+        """Take up a concept; `known` is the share of its pictures that the untouched model recognises."""
+        self.name, self.kind = name, world.kind_of(name)
+        self.pixels["own"] = self.clip.pixels(world.pairs(name, PICTURES, SEED + FRESH, "test"))
+        self.images["own"] = metrics.embed_images(self.clip, self.pixels["own"])
+        self.replays = {key: replay for key, replay in self.replays.items() if key[0] != "own"}
+        self.known = self.hits(self.images["own"], self.names)
+
+    def hits(self, images: Tensor, names: dict[str, Tensor]) -> float:
+        own = world.NAMES[self.kind].index(self.name)
+        return ((images @ names[self.kind].T).argmax(1) == own).float().mean().item()
+
+    @torch.no_grad()
+    def scores(self, images: Tensor, names: dict[str, Tensor]) -> dict:
+        rows = []
+        for kind, classifier in names.items():
+            picked, own = metrics.labels(self.pairs, world.NAMES[kind])
+            right = (images[picked] @ classifier.T).argmax(1) == own
+            rows += [
+                {"kind": kind, "name": name, "accuracy": right[own == i].float().mean().item()}
+                for i, name in enumerate(world.NAMES[kind])
+            ]
+        return {"per_concept": pd.DataFrame(rows)}
+
+    def embed(self, part: str, layers: Sequence[str]) -> Tensor:
+        if len(layers) > 1:
+            return metrics.embed_images(self.clip, self.pixels[part])
+        blocks = blocks_before(self.clip, layers[0])
+        replay = self.replays.setdefault((part, len(blocks)), Replay(blocks))
+        with replay.play() if replay.outputs else replay.record():
+            return metrics.embed_images(self.clip, self.pixels[part])
+
+    @torch.no_grad()
+    def row(self, deltas: Deltas) -> dict:
+        """left, lost by kind, and the length of the change, absolute and relative to the weights it is added to."""
+        weights = self.clip.weights()
+        lengths = [(d.float().norm().item(), weights[layer].norm().item()) for layer, d in deltas.items()]
+        edit = slug.Edit(deltas, dict.fromkeys(deltas, 1.0), self.name, slug.fingerprint(self.clip))
+        towers = {self.clip.tower(layer) for layer in deltas}
+        with edit.on(self.clip):
+            images = (
+                {part: self.embed(part, edit.layers) for part in self.pixels} if "vision" in towers else self.images
+            )
+            names = self.classifiers() if "text" in towers else self.names
+        gone = metrics.lost(self.before, self.scores(images["rest"], names), self.name)
+        length, size = (math.sqrt(sum(x * x for x in column)) for column in zip(*lengths, strict=True))
+        return {
+            "left": round(self.hits(images["own"], names), 4), **{f"lost_{k}": round(v, 3) for k, v in gone.items()},
+            "length": round(length, 4), "relative": round(length / size, 4),
+        }  # fmt: skip
+
+
+def both_gradients(
+    clip: slug.Clip, forget: slug.Pairs | None, retain: slug.Pairs | None, batch: int | None = None
+) -> tuple[Deltas, Deltas, float]:
+    """The tensors of both gradients and the retain loss; the library's own passes, but the second gradient is kept."""
+    names = [n for n, w in clip.weights().items() if clip.tower(n) and slug.editable(n, w)]
+    with room.only_gradients_of(clip, names) as weights:
+        g_f: Deltas = {}
+        if forget is not None:
+            room._forget_backward(clip, forget, 128, lambda: None)
+            g_f = room._collect(weights, {})
+        if retain is None:
+            return g_f, {}, 0.0
+        loss = sum(
+            room._retain_backward(clip, retain[rows], len(retain[rows]) / len(retain), 128, lambda: None)
+            for rows in room._batches(len(retain), batch or len(retain))
+        )
+        return g_f, room._collect(weights, {}), loss
+
+
+class Together:
+    """All layers as one long weight, for `search_step` to walk in: both the model it is given and the score it asks.
+
+    begin: the search begins at this part of where that of a single layer does (it begins at a tenth of the weight).
+    """
+
+    def __init__(self, clip: slug.Clip, scorer: metrics.Scorer, layers: Sequence[str], begin: float) -> None:
+        self.scorer, self.layers = scorer, {layer: clip.weights()[layer] for layer in layers}
+        self.original = self.join({layer: weight.detach() for layer, weight in self.layers.items()})
+        self.vector = self.original * begin  # what the search sees; only what it adds to it matters
+        self.start = self.vector.clone()
+
+    def weights(self) -> Deltas:
+        return {"all": self.vector}
+
+    def join(self, tensors: Deltas) -> Tensor:
+        return torch.cat([tensors[layer].flatten() for layer in self.layers])
+
+    def split(self, vector: Tensor) -> Deltas:
+        parts = vector.split([weight.numel() for weight in self.layers.values()])
+        return {n: part.view_as(weight) for (n, weight), part in zip(self.layers.items(), parts, strict=True)}
+
+    @torch.no_grad()
+    def put(self) -> None:
+        for layer, part in self.split(self.original + (self.vector - self.start)).items():
+            self.layers[layer].copy_(part)
+
+    def forgetting(self) -> dict[str, float]:
+        self.put()
+        return self.scorer.forgetting(self.scorer.embed("forget"), self.scorer.embed(self.scorer.kind))
+
+    def retaining(self) -> dict[str, float]:
+        self.put()
+        return self.scorer.retaining(self.scorer.embed("rest"), {k: self.scorer.embed(k) for k in world.NAMES})
+
+    def search(self, direction: Deltas, clearance: float) -> tuple[Deltas | None, int]:
+        """The deltas of the shortest common step along `direction` that forgets, None if none does, and the tries."""
+        joined = self.join(direction)
+        try:
+            found = search_step(self, "all", joined, self, evaluations=EVALUATIONS, rule="margin", clearance=clearance)
+        finally:
+            self.put()
+        return (None if found.step is None else self.split(make_delta(joined, found.step))), len(found.trace)
+
+
+def either(search: Callable[[float], tuple]) -> tuple:
+    """As `unlearn` does: where the whole clearance is out of reach, half of it is asked for."""
+    first, tries = search(CLEARANCE)
+    if first is not None:
+        return first, tries, CLEARANCE
+    second, more = search(CLEARANCE / 2)
+    return second, tries + more, CLEARANCE / 2
+
+
+class Concept:
+    """One concept: its gradients, its validation, every layer's search."""
+
+    def __init__(self, clip: slug.Clip, name: str, report: Report) -> None:
+        self.clip, self.name, self.report = clip, name, report
+        report.of(name)
+        (task,), self.retain = method._tasks(clip, name, None, None, 48, 512, SEED)
+        self.forget, self.scorer = task.forget, task.validate.prepare(clip)
+        self.g_f, self.g_r, _ = both_gradients(clip, self.forget, self.retain)
+        self.stats = room.layer_stats(clip, self.g_f, self.g_r)
+        self.enough = self.scorer.retaining()["retain_accuracy"] - TOLERANCE
+        self.shared: dict = {}  # layers of one block share what comes before it
+        self.about = {"name": name, "kind": report.kind}
+
+    def search(self, layer: str, gradient: Tensor) -> tuple[Search | None, int, float]:
+        def once(clearance: float) -> tuple[Search | None, int]:
+            score = self.scorer.of_layer(layer)
+            key = (score.vision, len(blocks_before(self.clip, layer)))
+            score.replays = self.shared.setdefault(key, score.replays)
+            found = search_step(
+                self.clip, layer, gradient, score, evaluations=EVALUATIONS, rule="margin", clearance=clearance
+            )
+            return (found if found.step is not None else None), len(found.trace)
+
+        return either(once)
+
+    def layers(self) -> list[dict]:
+        """One row a layer; keeps what was found for `choose`."""
+        rows, self.found = [], {}
+        for layer, s in self.stats.iterrows():
+            search, tries, asked = self.search(layer, self.g_f[layer])
+            self.found[layer] = (search, tries, asked)
+            row = {"part": "layers", **self.about, "layer": layer, "tower": s.tower, "tries": tries}
+            row |= {
+                k: round(float(s[k]), 6) for k in ("importance", "alignment", "cosine", "forget_norm", "retain_norm")
+            }
+            if search is not None:
+                row |= {"asked": asked, "step": search.step, **self.report.row({layer: self.delta(layer)})}
+                row |= {k: round(search.score[k], 5) for k in ("retain_accuracy", "retain_loss")}
+            rows.append(row)
+        return rows
+
+    def delta(self, layer: str) -> Tensor:
+        return make_delta(self.g_f[layer], self.found[layer][0].step)
+
+    def choose(self, stats: pd.DataFrame, fronts: int = FRONTS) -> tuple[str | None, int]:
+        """The layer that `unlearn` takes with these statistics, and how many layers it tries."""
+        tried: list[str] = []
+        layer = None
+        for asked in (CLEARANCE, CLEARANCE / 2):
+            tried = []
+            for front in method._peel(stats, "alignment", fronts):
+                tried += front
+                able = {n: self.found[n][0] for n in tried if self.found[n][0] and self.found[n][2] == asked}
+                layer = method.best_layer(able)
+                if layer is not None and able[layer].score["retain_accuracy"] >= self.enough:
+                    break
+            if layer is not None:
+                break
+        return layer, len(tried)
+
+    def arm(self, way: str, deltas: Deltas | None, tries: int, seed: int = 0, **more: object) -> dict:
+        row = {"part": "arms", **self.about, "way": way, "seed": seed, "tries": tries, **more}
+        if deltas is None:
+            return row
+        layer = next(iter(deltas)) if len(deltas) == 1 else None
+        return row | {"layer": layer, **self.report.row(deltas)}
+
+    def wholes(self) -> list[dict]:
+        """All layers at once; the search begins at a tenth, as in one layer, or much earlier, since all do more."""
+        weights, rows = self.clip.weights(), []
+        unit = {n: g * (weights[n].detach().norm() / g.norm()) for n, g in self.g_f.items() if g.norm() > 0}
+        for begin, suffix in ((1.0, "_tenth"), (1 / 16, "")):
+            together = Together(self.clip, self.scorer, list(unit), begin)
+            for way, direction in (("all_relative", unit), ("all_absolute", self.g_f)):
+                deltas, tries, asked = either(partial(together.search, direction))
+                rows.append(self.arm(way + suffix, deltas, tries, asked=asked))
+        return rows
+
+    def arms(self) -> list[dict]:
+        """Everything that is not a choice of one layer."""
+        layer, tried = self.choose(self.stats)
+        single, tried_once = self.choose(self.stats, fronts=1)
+        rows = [{"part": "arms", **self.about, "way": "slug", "seed": 0, "layer": layer, "layers_tried": tried}]
+        rows += [{"part": "arms", **self.about, "way": "front", "seed": 0, "layer": single, "layers_tried": tried_once}]
+        rows[0] |= {"known": round(self.report.known, 4)}
+        rows += self.wholes()
+
+        def searched(way: str, where: str, gradient: Tensor, seed: int = 0) -> None:
+            search, tries, asked = self.search(where, gradient)
+            deltas = None if search is None else {where: make_delta(gradient, search.step)}
+            rows.append(self.arm(way, deltas, tries, seed, layer=where, asked=asked))
+
+        most = str(self.stats["importance"].idxmax())
+        for way, where in (("projected", layer), ("projected_important", most)):
+            g_f, g_r = self.g_f[where], self.g_r[where]
+            searched(way, where, g_f - room.inner(g_f, g_r) / room.inner(g_r, g_r) * g_r)
+        g_f, length = self.g_f[layer], self.delta(layer).float().norm()
+        for seed in range(RANDOM):
+            noise = torch.randn(g_f.shape, generator=torch.Generator().manual_seed(seed))
+            rows.append(self.arm("random_same", {layer: make_delta(noise, (length / noise.norm()).item())}, 0, seed))
+            searched("random_search", layer, noise * (g_f.norm() / noise.norm()), seed)
+        foreign = slug.Pairs(self.forget.images, self.retain.captions[: len(self.forget)])
+        wrong, _, _ = both_gradients(self.clip, foreign, None)
+        searched("foreign_captions", layer, wrong[layer])
+        rows.append(
+            self.arm("foreign_same", {layer: make_delta(wrong[layer], (length / wrong[layer].norm()).item())}, 0)
+        )
+        return rows
+
+    def ranks(self) -> list[dict]:
+        """SLUG's edit and what its best approximations of low rank do."""
+        layer, _ = self.choose(self.stats)
+        edit = slug.Edit({layer: self.delta(layer)}, {layer: 1.0}, self.name, slug.fingerprint(self.clip))
+        energy = torch.linalg.svdvals(edit.delta.float().flatten(1)).square()
+        return [
+            {"part": "rank", **self.about, "rank": r, "of": len(energy), "layer": layer}
+            | {"energy": round((energy[:r].sum() / energy.sum()).item(), 4)}
+            | self.report.row(edit.low_rank(r).deltas)
+            for r in RANKS
+        ]
+
+    def retains(self) -> list[dict]:
+        """Statistics of smaller retain sets against those of 512 other pairs; the layer that they would choose."""
+        rows, reference = [], set(slug.pareto_front(self.stats))
+        for seed in RETAIN_SEEDS:
+            pairs = world.retain([self.name], max(SIZES), seed)
+            for size, batch in [(n, n) for n in SIZES] + [(max(SIZES), SMALL)]:
+                _, g_r, loss = both_gradients(self.clip, None, pairs[:size], batch)
+                stats = room.layer_stats(self.clip, self.g_f, g_r)
+                front = set(slug.pareto_front(stats))
+                layer, tried = self.choose(stats)
+                single, _ = self.choose(stats, fronts=1)
+                product, mine, theirs = (
+                    sum(room.inner(a[n], b[n]) for n in g_r)
+                    for a, b in ((g_r, self.g_r), (g_r, g_r), (self.g_r, self.g_r))
+                )
+                rows.append({
+                    "part": "retain", **self.about, "seed": seed, "pairs": size, "batch": batch,
+                    "loss": float(f"{loss:.4g}"), "gradient_norm": float(f"{math.sqrt(mine):.4g}"),
+                    "gradient_cosine": round(product / math.sqrt(mine * theirs), 4),
+                    "rank": round(float(stats.alignment.rank().corr(self.stats.alignment.rank())), 4),
+                    "sign": round(float((np.sign(stats.cosine) == np.sign(self.stats.cosine)).mean()), 4),
+                    "front": len(front), "overlap": round(len(front & reference) / len(front | reference), 4),
+                    "layer": layer, "layers_tried": tried, "layer_front": single,
+                })  # fmt: skip
+        return rows
+
+
+def concepts() -> list[str]:
+    """PER_KIND names of each kind, by the seed; the first of every kind comes before the second of any."""
+    rng = np.random.default_rng(SEED)
+    drawn = [rng.choice(names, PER_KIND, replace=False) for names in world.NAMES.values()]
+    return [str(names[k]) for k in range(PER_KIND) for names in drawn]
+
+
+def main() -> None:
+    clip, part = slug.load_clip("mini", device="cpu"), Path(gettempdir()) / "slug_lite_ablations.jsonl"
+    key = {"base": slug.fingerprint(clip), "seed": SEED, "others": OTHERS}
+    lines = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
+    done = {line["name"]: line["rows"] for line in lines if line["key"] == key}
+    report, names = Report(clip), concepts()
+    for k, name in enumerate(names, 1):
+        if name not in done:
+            concept = Concept(clip, name, report)
+            done[name] = concept.layers() + concept.arms() + concept.ranks()
+            done[name] += concept.retains() if k <= len(world.NAMES) else []  # one of each kind
+            with part.open("a") as file:
+                file.write(json.dumps({"key": key, "name": name, "rows": done[name]}) + "\n")
+            print(name, *(row for row in done[name] if row["part"] == "arms"), sep="\n  ", flush=True)
+        if k % len(world.NAMES) == 0:
+            rows = [row for name in names[:k] for row in done[name]]
+            about = {"script": "tools/measure_ablations.py", "seed": SEED, "pictures": PICTURES}
+            print(save_results("ablations", rows, **about), flush=True)
+    part.unlink()
+
+
+if __name__ == "__main__":
+    main()
