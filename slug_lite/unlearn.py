@@ -52,7 +52,8 @@ def unlearn(
 
     Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken. Of several names
     each gets its own layer and step, with all gradients taken at the original weights (section 3.4 of the paper);
-    steps are looked for with the others' edits on, and the result is one merged edit.
+    steps are looked for with the others' edits on, and the result is one merged edit. What the edits cost the others
+    adds up, and more than that where several of one kind go: measure it with `evaluate`.
     Raises KeyError for an unknown name, tower, rule or measure, ValueError for sets that do not fit, `NothingForgets`
     if no layer's step succeeds.
     """
