@@ -97,7 +97,7 @@ def layer_explorer(
 ) -> ipywidgets.VBox:  # fmt: skip
     """Pick a layer, see what its gradients say and what a step in it does.
 
-    effects: of `layer_effects`; where there is none it is worked out first, from `validation`, in half a minute for
+    effects: of `layer_effects`; where there is none it is worked out first, from `validation`, in about a minute for
     mini CLIP. select: the measure of the front, see `pareto_front`.
     Children: a dropdown of layers, a slider of relative lengths, and an HTML box. ValueError without both.
     """

@@ -44,3 +44,18 @@ def test_contrastive_batches_are_measured_for_several_retain_sets():
     assert (rows.groupby("seed").loss.apply(lambda x: x.is_monotonic_increasing)).all()  # sorted by batch size
     whole = rows[rows.batch == about["pairs"]]
     assert (whole.vision_cosine == 1).all() and (rows.text_cosine[rows.batch < about["pairs"]] < 1).all()
+
+
+def test_ablations_hold_what_chapter_six_says_of_them():
+    """Two concepts of each kind; SLUG's layer beats one at random and all at once; noise of its length does nothing."""
+    rows, about = load_results("ablations")
+    assert {"script", "seed", "date", "versions", "pictures"} <= set(about) and (
+        rows.groupby("kind").name.nunique() == 2
+    ).all()
+    lost = [f"lost_{kind}" for kind in slug.toonworld.NAMES]
+    rows = rows.assign(cost=rows[lost].mean(axis=1))
+    layers, arms = rows[rows.part == "layers"], rows[rows.part == "arms"]
+    chosen = arms[arms.way == "slug"][["name", "layer"]].merge(layers, on=["name", "layer"])
+    assert len(chosen) == rows.name.nunique() and chosen.left.max() <= 0.05 and chosen.cost.mean() <= 1
+    assert layers.cost.mean() > 1 and arms[arms.way == "all_relative"].cost.mean() > 1
+    assert arms[arms.way == "random_same"].left.min() >= 0.9

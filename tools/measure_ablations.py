@@ -7,8 +7,9 @@ The results are written when every kind had its first concept, and again after t
 Everything is measured on fresh test pictures, with the same search of the step and the same rule of stopping:
 
     layers   every layer that may be edited, searched on its own; any rule that picks one layer is a look-up here
-    arms     all layers at once, in one relative or one absolute step; the gradient projected off the retain gradient;
-             random directions, at SLUG's length and searched; the gradient of the same pictures with foreign captions
+    arms     all layers at once, or many, in one relative or one absolute step; the gradient projected off the retain
+             gradient; random directions, at SLUG's length and searched; the gradient of the same pictures with foreign
+             captions
     rank     SLUG's edit cut down to its first singular directions
     retain   the statistics from fewer retain pairs, or from contrastive batches of 16, against other 512 pairs
 """
@@ -255,16 +256,29 @@ class Concept:
         layer = next(iter(deltas)) if len(deltas) == 1 else None
         return row | {"layer": layer, **self.report.row(deltas)}
 
-    def wholes(self) -> list[dict]:
-        """All layers at once; the search begins at a tenth, as in one layer, or much earlier, since all do more."""
+    def wholes(self, harmless: Sequence[str]) -> list[dict]:
+        """Many layers at once: all, those of one tower, and the `harmless`, which alone cost next to nothing.
+
+        The search begins long before it does in one layer, since many move the model more; "_tenth": where it does.
+        """
         weights, rows = self.clip.weights(), []
         unit = {n: g * (weights[n].detach().norm() / g.norm()) for n, g in self.g_f.items() if g.norm() > 0}
-        for begin, suffix in ((1.0, "_tenth"), (1 / 16, "")):
-            together = Together(self.clip, self.scorer, list(unit), begin)
-            for way, direction in (("all_relative", unit), ("all_absolute", self.g_f)):
-                deltas, tries, asked = either(partial(together.search, direction))
-                rows.append(self.arm(way + suffix, deltas, tries, asked=asked))
+        towers = {t: {n: d for n, d in unit.items() if self.clip.tower(n) == t} for t in ("vision", "text")}
+        ways = {
+            "all_relative": (unit, 1 / 16), "all_relative_tenth": (unit, 1.0), "all_absolute": (self.g_f, 1 / 16),
+            "all_absolute_tenth": (self.g_f, 1.0), "vision_relative": (towers["vision"], 1 / 16),
+            "text_relative": (towers["text"], 1 / 16), "harmless_relative": ({n: unit[n] for n in harmless}, 1 / 16),
+        }  # fmt: skip
+        for way, (direction, begin) in ways.items():
+            together = Together(self.clip, self.scorer, [n for n in direction if n in unit], begin)
+            deltas, tries, asked = either(partial(together.search, direction))
+            rows.append(self.arm(way, deltas, tries, asked=asked, layers=len(together.layers)))
         return rows
+
+    def harmless(self) -> list[str]:
+        """Layers that forget with the whole clearance and keep what `unlearn` asks for, on validation pictures."""
+        able = {n: search for n, (search, _, asked) in self.found.items() if search and asked == CLEARANCE}
+        return [n for n, search in able.items() if search.score["retain_accuracy"] >= self.enough]
 
     def arms(self) -> list[dict]:
         """Everything that is not a choice of one layer."""
@@ -273,7 +287,7 @@ class Concept:
         rows = [{"part": "arms", **self.about, "way": "slug", "seed": 0, "layer": layer, "layers_tried": tried}]
         rows += [{"part": "arms", **self.about, "way": "front", "seed": 0, "layer": single, "layers_tried": tried_once}]
         rows[0] |= {"known": round(self.report.known, 4)}
-        rows += self.wholes()
+        rows += self.wholes(self.harmless())
 
         def searched(way: str, where: str, gradient: Tensor, seed: int = 0) -> None:
             search, tries, asked = self.search(where, gradient)
