@@ -90,6 +90,7 @@ def kind_of(name: str) -> str:
             return kind
     raise unknown(name, [n for names in NAMES.values() for n in names], "name")
 
+
 MODES = ("name", "describe", "both", "mixed")
 
 

@@ -234,6 +234,25 @@ def one_shot_gradients(
     return out[0] if isinstance(forget, Pairs) else out
 
 
+def forget_gradients(
+    clip: Clip, sets: Sequence[Pairs], *, batch_size: int = 128, layers: Callable[[str, Tensor], bool] = editable,
+    progress: bool = True,
+) -> list[dict[str, Tensor]]:  # fmt: skip
+    """+grad L_f of each set in every layer, without a retain set: name -> tensor shaped as the weight.
+
+    Arguments, processes and interrupts: see `one_shot_gradients`. Raises ValueError for an empty set.
+    """
+    names = [n for n, w in clip.weights().items() if clip.tower(n) and layers(n, w)]
+    out: list[dict[str, Tensor]] = []
+    with only_gradients_of(clip, names) as weights:
+        for k, some in enumerate(bar(sets, desc="forget gradients", show=progress)):
+            if len(some) == 0:
+                raise ValueError(f"set {k} of {len(sets)} has no pairs")
+            _forget_backward(clip, some, batch_size, lambda: None)
+            out.append(_collect(weights, {}))
+    return out
+
+
 def _chunks(n: int, contrastive_batch: int | None) -> list[slice]:
     """Which retain pairs share a contrastive batch; each needs two pairs at least, and one for every process."""
     chunks = _batches(n, contrastive_batch or n)

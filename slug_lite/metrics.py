@@ -89,7 +89,7 @@ def evaluate(clip: Clip, split: str = "test", *, n: int = 12, seed: int = 0) -> 
     those of the split. Returns "people", "characters", "objects", "styles" (those the split has) -> accuracy in
     [0, 1], the mean over pictures, and "per_concept" -> DataFrame with kind, name, accuracy, pictures.
     """
-    pairs = toonworld.everything(n, seed, split, size=_world_size(clip))
+    pairs = toonworld.everything(n, seed, split, size=world_size(clip))
     features, rows = embed_images(clip, clip.pixels(pairs)), []
     out: dict[str, Any] = {}
     for kind, names in toonworld.NAMES.items():
@@ -115,7 +115,7 @@ def recognised(clip: Clip, name: str, *, n: int = 48, seed: int = 0, split: str 
     """
     kind = toonworld.kind_of(name)
     names = toonworld.NAMES[kind]
-    pictures = toonworld.pairs(name, n, seed, split, _world_size(clip))
+    pictures = toonworld.pairs(name, n, seed, split, world_size(clip))
     classifier = zero_shot_classifier(clip, names, toonworld.templates(kind, split))
     scores = embed_images(clip, clip.pixels(pictures)) @ classifier.T
     return (scores.topk(top).indices == names.index(name)).any(1).cpu()
@@ -132,7 +132,8 @@ def lost(before: Mapping[str, Any], after: Mapping[str, Any], names: str | Seque
     return change.groupby(tables[0]["kind"].loc[change.index], sort=False).mean()
 
 
-def _world_size(clip: Clip) -> int:
+def world_size(clip: Clip) -> int:
+    """How large to draw the mini world for a model, in pixels: as large as it looks at, within 32 to 256."""
     return min(max(clip.image_size, 32), 256)
 
 

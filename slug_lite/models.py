@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .pairs import Pairs, unknown
+from .short_texts import length, short_texts
 
 # How names of weights begin in open_clip's models (of its own and custom text towers) and in transformers.CLIPModel
 _VISION = ("visual.", "vision_model.", "visual_projection.")
@@ -113,9 +114,13 @@ class Clip:
         return F.normalize(_embedding(out), dim=-1)
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """(n, context length) -> unit vectors (n, dim), in float32 at least."""
-        model = self.model
-        out = model.get_text_features(input_ids=tokens) if self.of_transformers else model.encode_text(tokens)
+        """(n, context length) -> unit vectors (n, dim), in float32 at least. Padding is not run, see `short_texts`."""
+        if self.of_transformers:
+            end = self.model.config.text_config.eos_token_id  # 2: an old mistake, kept; transformers reads the highest
+            out = self.model.get_text_features(input_ids=tokens[:, : length(tokens, None if end == 2 else end)])
+        else:
+            with short_texts(self.model, tokens):
+                out = self.model.encode_text(tokens)
         return F.normalize(_embedding(out), dim=-1)
 
     def logit_scale(self) -> Tensor:

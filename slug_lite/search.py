@@ -17,6 +17,14 @@ from .pairs import unknown
 Score = Mapping[str, float]
 
 
+class NothingForgets(RuntimeError):
+    """No layer looked at could be made to forget within the evaluations allowed; .trace holds what was tried."""
+
+    def __init__(self, message: str, trace: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
 def check_rule(rule: str, evaluations: int = 1) -> None:
     """KeyError for another rule than "margin" and "paper", ValueError for fewer evaluations than one."""
     if rule not in ("margin", "paper"):

@@ -171,6 +171,17 @@ def retain(exclude: Iterable[str] = (), n: int = 512, seed: int = 0, split: str 
     return _render(plan, split, size, captions, rng)
 
 
+def others(exclude: Sequence[str], n: int = 16, seed: int = 0, split: str = "train", size: int = 64) -> list[Pairs]:
+    """Of every name but the excluded, n pairs about it, fewer where some would show an excluded name, too.
+
+    A name that is never seen without an excluded one is left out. Raises as `pairs` does.
+    """
+    gone = {name for name in exclude if kind_of(name)}
+    sets = [pairs(name, n, seed, split, size) for names in NAMES.values() for name in names if name not in gone]
+    clean = [s[[k for k, shown in enumerate(s.concepts or ()) if not gone & set(shown)]] for s in sets]
+    return [some for some in clean if len(some)]
+
+
 def everything(n_per_concept: int = 12, seed: int = 0, split: str = "test", size: int = 64) -> Pairs:
     """n pairs of every person and character, max(1, n // 4) of every object x style cell: what evaluation looks at."""
     _check_count(n_per_concept, size)

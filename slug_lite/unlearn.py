@@ -11,29 +11,22 @@ import pandas as pd
 
 from . import toonworld
 from .edit import Edit, fingerprint, merge
-from .gradients import Gradients, one_shot_gradients
-from .metrics import Scorer, Validation
+from .gradients import Gradients, forget_gradients, one_shot_gradients
+from .metrics import Scorer, Validation, world_size
 from .models import Clip, eval_mode
 from .pairs import Pairs, unknown
 from .progress import bar
-from .search import Score, Search, check_rule, forgotten, make_delta, search_step
+from .search import NothingForgets, Score, Search, check_rule, make_delta, search_step
 from .selection import pareto_front
-
-
-class NothingForgets(RuntimeError):
-    """No layer of the front could be made to forget within the evaluations allowed; .trace holds what was tried."""
-
-    def __init__(self, message: str, trace: pd.DataFrame) -> None:
-        super().__init__(message)
-        self.trace = trace
+from .several import keep_off
 
 
 def unlearn(
     clip: Clip, concept: str | Sequence[str] | Pairs, retain: Pairs | None = None, *, tower: str | None = None,
     validate: Validation | Callable[[Clip], Score] | None = None, n_forget: int = 48, n_retain: int = 512,
     batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 4.0,
-    select: str = "alignment", fronts: int = 3, tolerance: float = 0.005, passes: int = 1, seed: int = 0,
-    progress: bool = True,
+    select: str = "alignment", fronts: int = 3, tolerance: float = 0.005, spare: Sequence[Pairs] | None = None,
+    passes: int = 1, seed: int = 0, progress: bool = True,
 ) -> Edit:  # fmt: skip
     """Find the edit that makes `clip` forget a concept, or several; the model itself is left as it was.
 
@@ -48,12 +41,14 @@ def unlearn(
 
     fronts, tolerance: where every layer of the front costs more than `tolerance` of retained accuracy, the front of
         the remaining layers is searched too, up to `fronts` in all. fronts=1 is the paper's.
+    spare: sets of pairs, one for each concept that steps are to keep off, see `several.keep_off`. None: none for one
+        concept; with several names all other names of the world, see `toonworld.others`. () is the paper's way.
     batch_size, passes: against a shortage of memory, see `one_shot_gradients`.
 
     Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken. Of several names
     each gets its own layer and step, with all gradients taken at the original weights (section 3.4 of the paper);
-    steps are looked for with the others' edits on, and the result is one merged edit. What the edits cost the others
-    adds up, and more than that where several of one kind go: measure it with `evaluate`.
+    steps are looked for with the others' edits on, and the result is one merged edit. What plain steps cost the rest
+    adds up, and more than that where several of one kind go; hence `spare`.
     Raises KeyError for an unknown name, tower, rule or measure, ValueError for sets that do not fit, `NothingForgets`
     if no layer's step succeeds.
     """
@@ -75,22 +70,41 @@ def unlearn(
         clip, [task.forget for task in tasks], retain, batch_size=batch_size, passes=passes, keep=on_fronts,
         progress=progress,
     )  # fmt: skip
+    if spare is None:
+        names, size = [task.label for task in tasks], world_size(clip)
+        spare = toonworld.others(names, SPARED, seed, size=size) if len(tasks) > 1 else ()
+    gradients = _keep_off(clip, gradients, spare, batch_size, progress)
     settings = {"evaluations": evaluations, "rule": rule, "clearance": clearance, "progress": progress}
     edits: dict[int, Edit] = {}
-    for _ in range(ROUNDS if len(tasks) > 1 else 1):
+    for _ in range(2 if len(tasks) > 1 else 1):  # the second time in the company of all, from the layer found before
         for k, task in enumerate(tasks):
-            others = [edit for i, edit in edits.items() if i != k]
-            with merge(others).on(clip) if others else nullcontext():
-                if k in edits and _still_forgotten(clip, edits[k], task, rule, clearance):
-                    continue
-                stats = gradients[k].stats
-                order = _peel(stats[stats["tower"].isin([tower] if tower else ["vision", "text"])], select, fronts)
-                edits[k] = _best_edit(clip, gradients[k], order, tolerance, task, base, settings)
+            stats = gradients[k].stats
+            order = _peel(stats[stats["tower"].isin([tower] if tower else ["vision", "text"])], select, fronts)
+            before = [edits[k].layers] if k in edits else []
+            company = [edit for i, edit in edits.items() if i != k]
+            with merge(company).on(clip) if company else nullcontext():
+                edits[k] = _best_edit(clip, gradients[k], [*before, *order], tolerance, task, base, settings)
     return edits[0] if len(tasks) == 1 else replace(merge([edits[k] for k in range(len(tasks))]), trace=_traces(edits))
 
 
-# Edits of several concepts can undo each other a little; who is known again is searched again, so often at most
-ROUNDS = 3
+SPARED = 16  # pictures for the gradient of each name that steps keep off
+
+
+def _keep_off(
+    clip: Clip, gradients: list[Gradients], spare: Sequence[Pairs], batch_size: int, progress: bool
+) -> list[Gradients]:
+    """The gradients without their parts in the span of those of `spare`; the statistics stay those of the whole."""
+    if not spare:
+        return gradients
+    layers = {layer for one in gradients for layer in one.forget}
+    kept = forget_gradients(clip, spare, layers=lambda n, _: n in layers, batch_size=batch_size, progress=progress)
+    rests: list[dict] = [{} for _ in gradients]
+    for layer in layers:
+        having = [k for k, one in enumerate(gradients) if layer in one.forget]
+        parts = keep_off([gradients[k].forget[layer] for k in having], [one[layer] for one in kept])
+        for k, part in zip(having, parts, strict=True):
+            rests[k][layer] = part
+    return [replace(one, forget=rest) for one, rest in zip(gradients, rests, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -143,12 +157,6 @@ def _best_edit(
         message += f"; nearest: {near['layer']} at step {near['step']:.3g}, "
         message += f"accuracy {near['forget_accuracy']:.0%}{clear}"
     raise NothingForgets(message + ". Allow more evaluations, another rule or clearance, or a larger forget set", trace)
-
-
-def _still_forgotten(clip: Clip, edit: Edit, task: Task, rule: str, clearance: float) -> bool:
-    """With the others' edits on: is it forgotten still, and clearly by half of what was asked?"""
-    with edit.on(clip):
-        return forgotten(task.validate(clip), rule, clearance / 2)
 
 
 def _traces(edits: dict[int, Edit]) -> pd.DataFrame:
@@ -205,7 +213,7 @@ def _tasks(
         raise ValueError(f"concept names something twice: {', '.join(names)}")
     if validate is not None and len(names) > 1:
         raise ValueError("several names are validated one by one; validate= can be given for one concept only")
-    size = min(max(clip.image_size, 32), 256)
+    size = world_size(clip)
     tasks = []
     for name in names:
         others = [other for other in names if other != name]

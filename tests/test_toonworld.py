@@ -220,3 +220,18 @@ def test_pairs_slice_and_add():
     assert len(mixed) == 4 and mixed.concepts is None and isinstance(mixed.images, list)
     with pytest.raises(TypeError, match="slice"):
         both[0]
+
+
+def test_sets_of_all_others_show_nothing_excluded():
+    gone = ["Ada Sunfield", "cat", "Clay"]
+    sets = toonworld.others(gone, 4, 3, size=32)
+    names = [name for kind in toonworld.NAMES.values() for name in kind]
+    assert len(sets) == len(names) - len(gone)
+    assert all(1 <= len(some) <= 4 and not set(gone) & set(concept) for some in sets for concept in some.concepts)
+    about = [set.intersection(*map(set, some.concepts)) for some in sets if len(some) > 2]
+    assert all(len(common) == 1 for common in about)
+    again = toonworld.others(gone, 4, 3, size=32)
+    assert all((a.images == b.images).all() and a.captions == b.captions for a, b in zip(sets, again, strict=True))
+    assert len(toonworld.others(list(toonworld.OBJECTS), 2, size=32)) == len(toonworld.PEOPLE + toonworld.CHARACTERS)
+    with pytest.raises(KeyError, match="Ada Sunfield"):
+        toonworld.others(["Ada Sunfeld"])

@@ -1,12 +1,14 @@
 """Forget several concepts of the mini world together, and measure on fresh test pictures; chapter 7 draws the result.
 
-python tools/measure_several.py           seed 0; half an hour on two cores; goes on where it stopped
+python tools/measure_several.py           seed 0; twenty-five minutes on two cores; goes on where it stopped
 
 Rows, told apart by "part":
 
     single   one concept alone
-    set      several, in three ways: "together", `unlearn` with a list of names; "merged", edits found one by one on
-             the untouched model, added; "in turn", each found on the model that the earlier ones have changed
+    set      several, in these ways: "together", `unlearn` with a list of names, whose steps keep off all that stays;
+             "half", the same with only every second of those known; "plain", with none of them known, the paper's way;
+             "one layer", as together, but all in one layer; "merged", edits found one by one on the untouched model,
+             added; "in turn", each found on the model that the earlier ones have changed
     touch    what the edit of one person in a given layer does to each of the others, and what gradients say of it
     pair     two people's edits on at once, in the same layer or in two: is the first one forgotten still?
 """
@@ -28,13 +30,13 @@ from measure_concepts import FRESH, PICTURES, SEED, Report
 
 import slug_lite as slug
 from slug_lite import metrics
-from slug_lite.gradients import inner
+from slug_lite.gradients import forget_gradients
 from slug_lite.results import save_results
-from slug_lite.search import make_delta
+from slug_lite.several import forget_in_layer, gram, keep_off
 
 world = slug.toonworld
-SIZES = {0: (2, 3, 5, 10), 1: (5,), 2: (5,)}  # draw -> how many people; smaller sets are part of larger
-MIXED = 1  # draws of one person, one character, one object and one style
+SIZES = {0: (2, 3, 5, 10), 1: (5, 10), 2: (5,)}  # draw -> how many people; smaller sets are part of larger
+MIXED = 2  # draws of one person, one character, one object and one style
 PAIRED = 6  # people whose edits are put on one by one and two by two
 
 # where people's edits collide: the layer of each tower that edits of single people take most often
@@ -76,6 +78,38 @@ class Bench:
                 edits.append(slug.unlearn(self.clip, name, retain, validate=validate, seed=SEED, progress=False))
         return slug.merge(edits)
 
+    def plain(self, names: list[str]) -> slug.Edit:
+        return slug.unlearn(self.clip, names, spare=(), seed=SEED, progress=False)
+
+    def half(self, names: list[str]) -> slug.Edit:
+        """Of the names that stay, the first, third, ... are known."""
+        return slug.unlearn(self.clip, names, spare=world.others(names, 16, SEED)[::2], seed=SEED, progress=False)
+
+    def half_row(self, names: list[str]) -> dict:
+        """The row of "half", with what was lost by the people known to it and by those who were not."""
+        edits: list[slug.Edit] = []
+
+        def find(names: list[str]) -> slug.Edit:
+            edits.append(self.half(names))
+            return edits[0]
+
+        row, staying = self.row(find, names), [name for some in world.NAMES.values() for name in some]
+        staying = [name for name in staying if name not in names]
+        with edits[0].on(self.clip):
+            after = self.report(metrics.embed_images(self.clip, self.report.pixels))
+        for label, others in (("known", staying[1::2]), ("unknown", staying[::2])):
+            row[f"lost_{label}"] = round(metrics.lost(self.report.before, after, [*names, *others])["people"], 3)
+        return row
+
+    def one_layer(self, names: list[str]) -> slug.Edit:
+        at = {"layers": lambda name, weight: name == LAYERS[1], "progress": False}
+        own = forget_gradients(self.clip, [world.pairs(name, 48, SEED) for name in names], **at)
+        stay = forget_gradients(self.clip, world.others(names, 16, SEED), **at)
+        rests = keep_off([one[LAYERS[1]] for one in own], [one[LAYERS[1]] for one in stay])
+        validations = {n: slug.Validation.of_world(n, seed=SEED, without=[o for o in names if o != n]) for n in names}
+        directions = dict(zip(names, rests, strict=True))
+        return slug.merge(list(forget_in_layer(self.clip, LAYERS[1], directions, validations).values()))
+
     def row(self, find: Callable[[list[str]], slug.Edit], names: list[str]) -> dict:
         start, cpu = time.perf_counter(), time.process_time()
         try:
@@ -113,13 +147,10 @@ class Touch:
         self.pixels = [self.clip.pixels(world.pairs(name, 24, SEED + FRESH, "test")) for name in people]
         self.edits = {}
         for name, gradient in zip(people, self.gradients, strict=True):
-            scorer = slug.Validation.of_world(name, seed=SEED).prepare(self.clip)
+            scored = {name: slug.Validation.of_world(name, seed=SEED)}
             for layer in layers:
-                found = slug.search_step(self.clip, layer, gradient.forget[layer], scorer.of_layer(layer))
-                if found.step is not None:
-                    delta = make_delta(gradient.forget[layer], found.step)
-                    base = slug.fingerprint(self.clip)
-                    self.edits[name, layer] = slug.Edit({layer: delta}, {layer: found.step}, name, base)
+                found = forget_in_layer(self.clip, layer, {name: gradient.forget[layer]}, scored, rounds=1)
+                self.edits[name, layer] = found[name]
         self.before = self.state(people)
 
     @torch.no_grad()
@@ -140,10 +171,10 @@ class Touch:
 
     def touch(self, by: str, layer: str) -> dict:
         """What `by`'s edit does to each of the others, and what the gradients at the untouched weights say of it."""
-        edit, mine = self.edits[by, layer], self.gradients[self.people.index(by)].forget[layer]
-        theirs = [g.forget[layer] for g in self.gradients]
-        products = torch.tensor([inner(mine, g) for g in theirs])
-        cosines = products / torch.tensor([(inner(mine, mine) * inner(g, g)) ** 0.5 for g in theirs])
+        edit, at = self.edits[by, layer], self.people.index(by)
+        matrix = gram([g.forget[layer] for g in self.gradients])
+        products, lengths = matrix[at], matrix.diagonal().sqrt()
+        cosines = products / lengths / lengths[at]
         with edit.on(self.clip):
             after = self.state(self.people)
         return {
@@ -163,8 +194,7 @@ class Touch:
             guesses = self.scores([name])[0].argmax(1)
             both = []
             for other in self.people:
-                edit = self.edits.get((other, other_layer))
-                with edit.on(self.clip) if edit is not None and other != name else nullcontext():
+                with self.edits[other, other_layer].on(self.clip) if other != name else nullcontext():
                     both.append(self.state([name]))
         return {
             "called": rounded([(guesses == world.PEOPLE.index(other)).float().mean() for other in self.people], 3),
@@ -200,14 +230,22 @@ def measure_sets(bench: Bench, log: Log) -> None:
     sets = [("people", d, draw(d, count)) for d, sizes in SIZES.items() for count in sizes]
     sets += [("mixed", m, mixed(m)) for m in range(MIXED)]
     sets.sort(key=lambda one: len(one[2]) != 5)  # the sets of five first: they are what is promised
-    for way, find in {"together": bench.together, "merged": bench.merged, "in turn": bench.in_turn}.items():
-        for what, number, names in sets:
-            if way == "in turn" and not (what == "people" and number == 0 and len(names) == 5):
-                continue
+    five = [one for one in sets if one[0] == "people" and len(one[2]) == 5]
+    people = [one for one in sets if one[0] == "people"]
+    ways = [
+        ("together", bench.together, sets), ("one layer", bench.one_layer, people),
+        ("plain", bench.plain, [*five, *(one for one in people if len(one[2]) == 10 and one[1] == 0)]),
+        ("half", None, five), ("merged", bench.merged, sets), ("in turn", bench.in_turn, five),
+    ]  # fmt: skip
+    for way, find, chosen in ways:
+        for what, number, names in chosen:
             for name in names if way == "merged" else ():
                 log.add(lambda name=name: bench.row(lambda n: bench.single(n[0]), [name]), part="single", name=name)
             about = {"part": "set", "what": what, "draw": number, "names": names, "way": way}
-            log.add(lambda find=find, names=names: bench.row(find, names), **about)
+            if way == "half":
+                log.add(lambda names=names: bench.half_row(names), **about)
+            else:
+                log.add(lambda find=find, names=names: bench.row(find, names), **about)
 
 
 def measure_collisions(bench: Bench, log: Log, people: list[str], layers: list[str]) -> None:
