@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def fingerprint(clip: Clip) -> str:
     """16 hex digits that tell base models apart; edits that are on do not change it.
 
     SHA-256 over every weight's name, shape and up to 256 evenly spaced values, rounded to bfloat16: the same for
-    a model loaded in fp32 and in bf16.
+    a model loaded in fp32 and in bf16, and in fp16 where the weights were saved so. It tells models apart, and is no
+    seal: a change of values between those looked at goes unnoticed.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(clip.weights().items()):
@@ -172,16 +174,11 @@ class Edit:
                 _put_on(weight, token, self.deltas[layer])
             yield target
         finally:
-            for weight in weights.values():
-                _take_off(weight, token)
-            for p, requires_grad, grad, values in grads:
-                p.requires_grad_(requires_grad)
-                p.grad = grad
-                if grad is not None:
-                    with torch.no_grad():
-                        grad.copy_(values)
-            for module, training in modes:
-                module.training = training
+            _finish(
+                *(partial(_take_off, weight, token) for weight in weights.values()),
+                *(partial(_restore, *kept) for kept in grads),
+                *(partial(setattr, module, "training", training) for module, training in modes),
+            )
 
     def apply(self, target: Clip | nn.Module, *, force: bool = False) -> None:
         """Add the edit for good; `revert` takes it off again to rounding, `on` bit for bit."""
@@ -270,6 +267,31 @@ def _digest(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
+def _finish(*tasks: Callable[[], object]) -> None:
+    """Every task, also where an interrupt or an error comes in between: that task is done again, and it is raised last.
+
+    Each may be done twice without harm.
+    """
+    first: BaseException | None = None
+    for task in tasks:
+        for _ in range(2):
+            try:
+                task()
+                break
+            except BaseException as error:
+                first = first or error
+    if first is not None:
+        raise first
+
+
+@torch.no_grad()
+def _restore(weight: nn.Parameter, requires_grad: bool, grad: Tensor | None, values: Tensor | None) -> None:
+    weight.requires_grad_(requires_grad)
+    weight.grad = grad
+    if grad is not None:
+        grad.copy_(values)
+
+
 @torch.no_grad()
 def _put_on(weight: nn.Parameter, token: object, delta: Tensor) -> None:
     stack = _STACKS.setdefault(weight, _Stack(weight.detach().clone()))
@@ -285,7 +307,7 @@ def _take_off(weight: nn.Parameter, token: object) -> None:
     stack.deltas.pop(token, None)
     weight.copy_(stack.total())
     if not stack.deltas:
-        del _STACKS[weight]
+        _STACKS.pop(weight, None)
 
 
 @torch.no_grad()
@@ -301,6 +323,7 @@ def _shift(weight: nn.Parameter, delta: Tensor) -> None:
 def merge(edits: Sequence[Edit]) -> Edit:
     """One edit that does what all of `edits` do; deltas of a shared layer are added.
 
+    Edits of low rank stay so, their ranks added up, as long as all are of low rank.
     Raises ValueError for no edits, other bases, other shapes of a layer, or a sum too large for half precision.
     """
     if not edits:
@@ -310,6 +333,7 @@ def merge(edits: Sequence[Edit]) -> Edit:
         raise ValueError(f"edits of different base models cannot be merged: {', '.join(sorted(bases))}")
     deltas: dict[str, Tensor] = {}
     steps: dict[str, float] = {}
+    factors = _side_by_side([edit.factors for edit in edits if edit.factors])
     for edit in edits:
         for layer, delta in edit.deltas.items():
             if layer in deltas and deltas[layer].shape != delta.shape:
@@ -319,4 +343,17 @@ def merge(edits: Sequence[Edit]) -> Edit:
             if not torch.isfinite(deltas[layer]).all():
                 raise ValueError(f"the sum of the edits of {layer!r} does not fit into half precision")
             steps[layer] = steps.get(layer, 0.0) + edit.steps[layer]
-    return Edit(deltas, steps, " + ".join(edit.concept for edit in edits), edits[0].base)
+    if all(edit.factors for edit in edits):
+        deltas = {layer: _product(*factors[layer], delta.shape) for layer, delta in deltas.items()}
+    else:
+        factors = None
+    return Edit(deltas, steps, " + ".join(edit.concept for edit in edits), edits[0].base, factors=factors)
+
+
+def _side_by_side(all_factors: Sequence[dict[str, tuple[Tensor, Tensor]]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each layer the factors of the sum: left ones side by side (out, ranks), right ones stacked (ranks, in)."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for factors in all_factors:
+        for layer, pair in factors.items():
+            found.setdefault(layer, []).append(pair)
+    return {n: (torch.cat([a for a, _ in pairs], 1), torch.cat([b for _, b in pairs])) for n, pairs in found.items()}

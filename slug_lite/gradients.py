@@ -28,15 +28,17 @@ from .progress import bar
 Store = dict  # keyword arguments of Tensor.to
 
 # Parts of names of tensors that stand for positions, tokens or slots: not layers in the sense of the method
-NOT_LAYERS = ("embedding", "pos_embed", "cls_token", "reg_token", "cls_emb", "latent", "logit_")
+NOT_LAYERS = ("embedding", "pos_embed", "cls_token", "reg_token", "cls_emb", "latent", "logit_", "attn_pool.query")
+STILL_LAYERS = ("patch_embedding",)  # transformers' name of the first convolution
 
 
 def editable(name: str, weight: Tensor) -> bool:
-    """Which weights may be chosen: matrices and convolutions that can be trained.
+    """Which weights may be chosen: matrices and convolutions that can be trained. A rule about names, see NOT_LAYERS.
 
-    Frozen weights (requires_grad=False), biases, norms, embeddings and the logit scale may not.
+    Frozen weights (requires_grad=False), biases, norms, embeddings, learned slots and the logit scale may not.
     """
-    return weight.requires_grad and weight.ndim >= 2 and not any(part in name for part in NOT_LAYERS)
+    named = any(part in name for part in NOT_LAYERS) and not any(part in name for part in STILL_LAYERS)
+    return weight.requires_grad and weight.ndim >= 2 and not named
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ def check_sets(forget: Pairs, retain: Pairs) -> None:
         raise ValueError(f"the forget set has {len(forget)} pair(s); give at least 2, better 48")
     if len(retain) < 2:
         raise ValueError(f"the retain set has {len(retain)} pair(s); the contrastive loss needs at least 2, better 512")
+    check_apart(forget, retain)
+
+
+def check_apart(forget: Pairs, retain: Pairs, what: str = "retain") -> None:
+    """ValueError for a set to be kept that shows the concept of the forget set, or shares captions with it."""
     if forget.concepts is not None:
         common = set.intersection(*map(set, forget.concepts))
         subjects = {frozenset(names) for names in ([common] if common else forget.concepts)} - {frozenset()}
@@ -68,10 +75,10 @@ def check_sets(forget: Pairs, retain: Pairs) -> None:
         if shared:
             about = "; ".join(sorted(" in ".join(sorted(names)) for names in shared))
             number = sum(any(_is_about(retain, i, names) for names in shared) for i in range(len(retain)))
-            raise ValueError(f"{number} retain pairs are about {about}, the concept to forget")
+            raise ValueError(f"{number} {what} pairs are about {about}, the concept to forget")
     both = set(forget.captions) & set(retain.captions)
     if both:
-        raise ValueError(f"forget and retain set share captions, for instance {min(both)!r}; take them out of one")
+        raise ValueError(f"forget and {what} set share captions, for instance {min(both)!r}; take them out of one")
 
 
 def _is_about(pairs: Pairs, i: int, names: frozenset[str]) -> bool:
@@ -160,7 +167,14 @@ def _retain_backward(clip: Clip, retain: Pairs, share: float, batch_size: int, t
     return loss.item()
 
 
-def _groups(weights: dict[str, nn.Parameter], names: list[str], passes: int) -> list[list[str]]:
+def _layers(clip: Clip, layers: Callable[[str, Tensor], bool]) -> list[str]:
+    names = [n for n, w in clip.weights().items() if clip.tower(n) and layers(n, w)]
+    if not names:
+        raise ValueError("no weight of the model passes `layers` (by default frozen ones, requires_grad=False, do not)")
+    return names
+
+
+def groups(weights: dict[str, nn.Parameter], names: list[str], passes: int) -> list[list[str]]:
     """The names in their order, cut into at most `passes` groups of about as many numbers each."""
     ends = np.cumsum([weights[name].numel() for name in names])
     group = np.minimum((ends - 1) * passes // ends[-1], passes - 1)
@@ -191,6 +205,8 @@ def one_shot_gradients(
     the concept, for a batch size or passes below 1 (contrastive: 2), and for a loss or gradient that is not finite.
     """
     sets = [forget] if isinstance(forget, Pairs) else list(forget)
+    if not sets:
+        raise ValueError("no forget set given")
     for some in sets:
         check_sets(some, retain)
     if batch_size < 1 or passes < 1 or (contrastive_batch is not None and contrastive_batch < 2):
@@ -198,18 +214,16 @@ def one_shot_gradients(
             f"batch_size={batch_size}, passes={passes}, contrastive_batch={contrastive_batch}: "
             "at least 1, 1 and 2 are needed"
         )
-    names = [n for n, w in clip.weights().items() if clip.tower(n) and layers(n, w)]
-    if not names:
-        raise ValueError("no weight of the model passes `layers` (by default frozen ones, requires_grad=False, do not)")
+    names = _layers(clip, layers)
     chunks = _chunks(len(retain), contrastive_batch)
     sizes = [len(some) for some in sets] + [chunk.stop - chunk.start for chunk in chunks]
-    groups = _groups(clip.weights(), names, passes)
-    steps = len(groups) * sum(-(-len(range(n)[parallel.share(n)]) // batch_size) for n in sizes)
+    parts = groups(clip.weights(), names, passes)
+    steps = len(parts) * sum(-(-len(range(n)[parallel.share(n)]) // batch_size) for n in sizes)
     store: Store = {"device": device, "dtype": dtype}
     stats: list[list[pd.DataFrame]] = [[] for _ in sets]
     kept: list[dict[str, Tensor]] = [{} for _ in sets]
     with bar(total=steps, desc="gradients", show=progress) as done:
-        for group in groups:
+        for group in parts:
             with only_gradients_of(clip, group) as weights:
                 losses, forgets = [], []
                 for some in sets:
@@ -240,16 +254,20 @@ def forget_gradients(
 ) -> list[dict[str, Tensor]]:  # fmt: skip
     """+grad L_f of each set in every layer, without a retain set: name -> tensor shaped as the weight.
 
-    Arguments, processes and interrupts: see `one_shot_gradients`. Raises ValueError for an empty set.
+    Arguments, processes and interrupts: see `one_shot_gradients`. All sets' gradients are held at once. Raises
+    ValueError for an empty set, a batch size below 1, layers that no weight passes, and gradients that are not finite.
     """
-    names = [n for n, w in clip.weights().items() if clip.tower(n) and layers(n, w)]
-    out: list[dict[str, Tensor]] = []
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; at least 1 is needed")
+    names, out = _layers(clip, layers), []
     with only_gradients_of(clip, names) as weights:
         for k, some in enumerate(bar(sets, desc="forget gradients", show=progress)):
             if len(some) == 0:
                 raise ValueError(f"set {k} of {len(sets)} has no pairs")
             _forget_backward(clip, some, batch_size, lambda: None)
             out.append(_collect(weights, {}))
+            if not all(torch.isfinite(g).all() for g in out[-1].values()):
+                raise ValueError(f"the gradient of set {k} of {len(sets)} is not finite: look at its pictures")
     return out
 
 

@@ -73,10 +73,13 @@ class Replay:
             return self.outputs[position - 1]
 
         stubs: list[Callable] = [skip] * (len(self.blocks) - 1) + [skip_last] * bool(self.blocks)
+        own = [block.__dict__.get("forward") for block in self.blocks]  # some libraries put one on a module
         try:
             for block, stub in zip(self.blocks, stubs, strict=True):
                 block.forward = stub
             yield
         finally:
-            for block in self.blocks:
+            for block, forward in zip(self.blocks, own, strict=True):
                 block.__dict__.pop("forward", None)
+                if forward is not None:
+                    block.forward = forward

@@ -41,20 +41,23 @@ def keep_off(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tens
     """The part of each gradient that is orthogonal to every one of `others`, all of one weight and shaped as it.
 
     A step along it leaves the losses that `others` are gradients of as they are, to first order. Raises ValueError
-    for other shapes, and where nothing is left: a gradient in the span of the others.
+    for other shapes, and where less than a thousandth is left: a gradient in the span of the others.
     """
     if not len(gradients) or not len(others):
         return [g.detach().clone() for g in gradients]
+    others = [other for other in others if other.norm() > 0]
     products, n = gram([*gradients, *others]), len(gradients)
-    shares = products[:n, n:] @ torch.linalg.pinv(products[n:, n:], rtol=1e-12, hermitian=True)  # least squares
+    lengths = products.diagonal()[n:].sqrt()  # others count by direction, however short they are
+    among = products[n:, n:] / lengths / lengths[:, None]
+    shares = products[:n, n:] / lengths @ torch.linalg.pinv(among, rtol=1e-10, hermitian=True) / lengths
     rests = []
     for k, gradient in enumerate(gradients):
-        rest = gradient.detach().float().clone()
+        rest = gradient.detach().cpu().double()
         for share, other in zip(shares[k].tolist(), others, strict=True):
-            rest -= share * other.detach().to(rest)
-        if rest.norm() <= 1e-4 * gradient.norm():
+            rest = rest - share * other.detach().to(rest)
+        if rest.norm() <= 1e-3 * gradient.norm():
             raise ValueError(f"nothing is left of gradient {k}: it lies in the span of the {len(others)} others")
-        rests.append(rest.to(gradient.dtype))
+        rests.append(rest.to(gradient))
     return rests
 
 
@@ -79,6 +82,8 @@ def forget_in_layer(
     for concept in directions:
         if concept not in validations:
             raise unknown(concept, validations, "concept with a validation")
+        if not isinstance(validations[concept], Validation) or validations[concept].forget != concept:
+            raise ValueError(f"the validation of {concept!r} must be a slug_lite.Validation that asks for it")
     base, edits = fingerprint(clip), {}
     for _ in range(rounds):
         for concept, direction in directions.items():

@@ -40,7 +40,7 @@ from .sprites import drawing_svg, sprites
 
 __all__ = [
     "CHARACTERS", "NAMES", "OBJECTS", "PEOPLE", "SPLITS", "STYLES", "UNSEEN", "caption", "cells", "compose",
-    "everything", "kind_of", "looks", "pairs", "renderings", "retain", "templates",
+    "everything", "kind_of", "looks", "others", "pairs", "renderings", "retain", "templates",
 ]  # fmt: skip
 
 # One style of every object, four objects of every style: an eighth of all cells is never shown in training.
@@ -176,7 +176,7 @@ def others(exclude: Sequence[str], n: int = 16, seed: int = 0, split: str = "tra
 
     A name that is never seen without an excluded one is left out. Raises as `pairs` does.
     """
-    gone = {name for name in exclude if kind_of(name)}
+    gone = {name for name in ([exclude] if isinstance(exclude, str) else exclude) if kind_of(name)}
     sets = [pairs(name, n, seed, split, size) for names in NAMES.values() for name in names if name not in gone]
     clean = [s[[k for k, shown in enumerate(s.concepts or ()) if not gone & set(shown)]] for s in sets]
     return [some for some in clean if len(some)]

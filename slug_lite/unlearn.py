@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
+from torch import Tensor
 
 from . import toonworld
 from .edit import Edit, fingerprint, merge
-from .gradients import Gradients, forget_gradients, one_shot_gradients
+from .gradients import Gradients, check_apart, forget_gradients, groups, one_shot_gradients
 from .metrics import Scorer, Validation, world_size
 from .models import Clip, eval_mode
 from .pairs import Pairs, unknown
@@ -43,7 +44,8 @@ def unlearn(
         the remaining layers is searched too, up to `fronts` in all. fronts=1 is the paper's.
     spare: sets of pairs, one for each concept that steps are to keep off, see `several.keep_off`. None: none for one
         concept; with several names all other names of the world, see `toonworld.others`. () is the paper's way.
-    batch_size, passes: against a shortage of memory, see `one_shot_gradients`.
+    batch_size, passes: against a shortage of memory, see `one_shot_gradients`. With `spare`, as many gradients as it
+        has sets are held at a time, of a `passes`-th of the layers searched.
 
     Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken. Of several names
     each gets its own layer and step, with all gradients taken at the original weights (section 3.4 of the paper);
@@ -61,6 +63,14 @@ def unlearn(
     base = fingerprint(clip)
     if fronts < 1:
         raise ValueError(f"fronts={fronts}; at least 1 is needed")
+    if spare is None:
+        names, size = [task.label for task in tasks], world_size(clip)
+        spare = toonworld.others(names, SPARED, seed, size=size) if len(tasks) > 1 else ()
+    if isinstance(spare, Pairs):
+        raise ValueError("spare is one Pairs; give a list of them, one for each concept to keep off")
+    for task in tasks:
+        for some in spare:
+            check_apart(task.forget, some, "spare")
 
     def on_fronts(stats: pd.DataFrame) -> list[str]:
         # given a group of the layers, these hold all that are on the fronts of the whole
@@ -70,13 +80,11 @@ def unlearn(
         clip, [task.forget for task in tasks], retain, batch_size=batch_size, passes=passes, keep=on_fronts,
         progress=progress,
     )  # fmt: skip
-    if spare is None:
-        names, size = [task.label for task in tasks], world_size(clip)
-        spare = toonworld.others(names, SPARED, seed, size=size) if len(tasks) > 1 else ()
-    gradients = _keep_off(clip, gradients, spare, batch_size, progress)
+    gradients = _keep_off(clip, gradients, spare, batch_size, passes, progress)
     settings = {"evaluations": evaluations, "rule": rule, "clearance": clearance, "progress": progress}
     edits: dict[int, Edit] = {}
-    for _ in range(2 if len(tasks) > 1 else 1):  # the second time in the company of all, from the layer found before
+    traces: list[pd.DataFrame] = []
+    for turn in range(2 if len(tasks) > 1 else 1):  # the second time in the company of all, first the layer found
         for k, task in enumerate(tasks):
             stats = gradients[k].stats
             order = _peel(stats[stats["tower"].isin([tower] if tower else ["vision", "text"])], select, fronts)
@@ -84,27 +92,50 @@ def unlearn(
             company = [edit for i, edit in edits.items() if i != k]
             with merge(company).on(clip) if company else nullcontext():
                 edits[k] = _best_edit(clip, gradients[k], [*before, *order], tolerance, task, base, settings)
-    return edits[0] if len(tasks) == 1 else replace(merge([edits[k] for k in range(len(tasks))]), trace=_traces(edits))
+            traces.append(edits[k].trace.assign(concept=task.label, turn=turn))
+    if len(tasks) == 1:
+        return edits[0]
+    return replace(merge([edits[k] for k in range(len(tasks))]), trace=pd.concat(traces, ignore_index=True))
 
 
 SPARED = 16  # pictures for the gradient of each name that steps keep off
 
 
 def _keep_off(
-    clip: Clip, gradients: list[Gradients], spare: Sequence[Pairs], batch_size: int, progress: bool
+    clip: Clip, all_gradients: list[Gradients], spare: Sequence[Pairs], batch_size: int, passes: int, progress: bool
 ) -> list[Gradients]:
-    """The gradients without their parts in the span of those of `spare`; the statistics stay those of the whole."""
+    """The gradients without their parts in the span of those of `spare`; the statistics stay those of the whole.
+
+    A layer in which nothing is left of a concept's gradient is taken out for that concept.
+    """
     if not spare:
-        return gradients
-    layers = {layer for one in gradients for layer in one.forget}
-    kept = forget_gradients(clip, spare, layers=lambda n, _: n in layers, batch_size=batch_size, progress=progress)
-    rests: list[dict] = [{} for _ in gradients]
-    for layer in layers:
-        having = [k for k, one in enumerate(gradients) if layer in one.forget]
-        parts = keep_off([gradients[k].forget[layer] for k in having], [one[layer] for one in kept])
-        for k, part in zip(having, parts, strict=True):
-            rests[k][layer] = part
-    return [replace(one, forget=rest) for one, rest in zip(gradients, rests, strict=True)]
+        return all_gradients
+    rests: list[dict] = [{} for _ in all_gradients]
+    layers = list(dict.fromkeys(layer for one in all_gradients for layer in one.forget))
+    for group in groups(clip.weights(), layers, passes):
+        kept = forget_gradients(
+            clip, spare, layers=lambda n, _, group=group: n in group, batch_size=batch_size, progress=progress
+        )
+        for layer in group:
+            others = [one.pop(layer) for one in kept]
+            having = [k for k, one in enumerate(all_gradients) if layer in one.forget]
+            for k, part in zip(having, _rests([all_gradients[k].forget[layer] for k in having], others), strict=True):
+                if part is not None:
+                    rests[k][layer] = part
+    return [
+        replace(one, forget=rest, stats=one.stats.loc[[n for n in one.stats.index if n in rest]])
+        for one, rest in zip(all_gradients, rests, strict=True)
+    ]
+
+
+def _rests(gradients: list[Tensor], others: list[Tensor]) -> list[Tensor | None]:
+    """`keep_off`, with None where nothing is left."""
+    try:
+        return list(keep_off(gradients, others))
+    except ValueError:
+        if len(gradients) == 1:
+            return [None]
+        return [_rests([gradient], others)[0] for gradient in gradients]
 
 
 @dataclass(frozen=True)
@@ -157,10 +188,6 @@ def _best_edit(
         message += f"; nearest: {near['layer']} at step {near['step']:.3g}, "
         message += f"accuracy {near['forget_accuracy']:.0%}{clear}"
     raise NothingForgets(message + ". Allow more evaluations, another rule or clearance, or a larger forget set", trace)
-
-
-def _traces(edits: dict[int, Edit]) -> pd.DataFrame:
-    return pd.concat([edits[k].trace.assign(concept=edits[k].concept) for k in sorted(edits)], ignore_index=True)
 
 
 def search_layers(

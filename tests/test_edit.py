@@ -257,3 +257,32 @@ def test_low_rank_is_the_nearest_and_survives_a_file(tiny, tmp_path):
     assert convolution.low_rank(2).delta.shape == convolution.delta.shape
     with pytest.raises(ValueError, match="rank=0"):
         edit.low_rank(0)
+
+
+def test_an_interrupt_while_it_comes_off_is_raised_when_everything_is_back(tiny, monkeypatch):
+    edit, before = slug.merge([make(tiny), make(tiny, OTHER, concept="other")]), state(tiny)
+    take_off, calls = E._take_off, []
+
+    def interrupted(weight, token):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        take_off(weight, token)
+
+    monkeypatch.setattr(E, "_take_off", interrupted)
+    with pytest.raises(KeyboardInterrupt), edit.on(tiny):
+        tiny.model.train()
+        tiny.weights()[LAYER].requires_grad_(False)
+    assert len(calls) == 3 and same(state(tiny), before) and not E._STACKS
+    assert not tiny.model.training and tiny.weights()[LAYER].requires_grad
+
+
+def test_merged_edits_of_low_rank_stay_so(tiny, tmp_path):
+    a, b, c = make(tiny, seed=1), make(tiny, seed=2), make(tiny, OTHER)
+    low = slug.merge([a.low_rank(1), b.low_rank(2), c.low_rank(1)])
+    assert [low.factors[layer][0].shape[1] for layer in (LAYER, OTHER)] == [3, 1]
+    summed = a.low_rank(1).delta.float() + b.low_rank(2).delta.float()
+    assert torch.allclose(low.deltas[LAYER].float(), summed, atol=2e-3 * summed.abs().max().item())
+    again = slug.Edit.load(low.save(tmp_path / "low.safetensors"))
+    assert all(torch.equal(again.deltas[layer], low.deltas[layer]) for layer in low.layers)
+    assert slug.merge([a.low_rank(1), b]).factors is None

@@ -229,7 +229,7 @@ def test_kept_are_the_layers_that_are_asked_for(tiny, sets, passes):
 
 def test_groups_are_of_like_size_and_hold_everything(tiny):
     names = [n for n, w in tiny.weights().items() if slug.editable(n, w)]
-    groups = G._groups(tiny.weights(), names, 3)
+    groups = G.groups(tiny.weights(), names, 3)
     assert [n for group in groups for n in group] == names and len(groups) == 3
     sizes = [sum(tiny.weights()[n].numel() for n in group) for group in groups]
     assert max(sizes) <= 2 * sum(sizes) / 3
@@ -277,3 +277,26 @@ def test_two_processes_find_what_one_finds(tmp_path):
             assert np.allclose(stats[column], one.stats[column], rtol=1e-5, atol=1e-5), column
         for name, gradient in load_file(tmp_path / f"forget-{rank}.safetensors").items():
             torch.testing.assert_close(gradient, one.forget[name], rtol=1e-4, atol=1e-6)
+
+
+def test_sets_of_nothing_and_layers_of_nothing_are_refused(tiny, sets):
+    forget, retain = sets
+    with pytest.raises(ValueError, match="no forget set"):
+        slug.one_shot_gradients(tiny, [], retain)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size={size}"):
+            G.forget_gradients(tiny, [forget], batch_size=size)
+    with pytest.raises(ValueError, match="no weight"):
+        G.forget_gradients(tiny, [forget], layers=lambda name, weight: False)
+    with torch.no_grad():
+        tiny.weights()["text_projection"].fill_(float("nan"))
+    with pytest.raises(ValueError, match="set 0 of 1 is not finite"):
+        G.forget_gradients(tiny, [forget])
+
+
+def test_the_first_convolution_may_be_chosen_by_either_name_and_slots_may_not():
+    weight = torch.nn.Parameter(torch.zeros(4, 3, 2, 2))
+    assert slug.editable("visual.conv1.weight", weight)
+    assert slug.editable("vision_model.embeddings.patch_embedding.weight", weight)
+    for name in ("text_model.embeddings.token_embedding.weight", "visual.attn_pool.query", "positional_embedding"):
+        assert not slug.editable(name, weight), name

@@ -225,3 +225,14 @@ def test_auc_by_hand():
         metrics.auc([], [1.0])
     with pytest.raises(ValueError, match="not finite"):
         metrics.auc([float("nan")], [1.0])
+
+
+def test_a_tie_is_still_known():
+    assert metrics._forgetting(torch.tensor([[2.0, 2.0, 1.0], [1.0, 2.0, 0.0]]), 0)["forget_accuracy"] == 0.5
+
+
+def test_a_forward_of_ones_own_comes_back(tiny, small):
+    block = tiny.model.visual.transformer.resblocks[0]
+    own = block.forward = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)
+    score = small.prepare(tiny).of_layer("visual.proj")
+    assert score() == score() and block.forward is own

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from slug_lite import search
 from slug_lite.edit import add_delta
 from slug_lite.search import first_step, forgotten, make_delta, next_step, search_step
 
@@ -180,3 +181,36 @@ def test_refusals(tiny, gradient):
         search_step(tiny, "text_projektion", gradient, dict)
     with pytest.raises(ValueError, match="at least 1"):
         search_step(tiny, LAYER, gradient, dict, evaluations=0)
+
+
+def test_an_end_that_stays_is_leaned_over(tiny, gradient, monkeypatch):
+    """On a bent clearance the plain rule keeps one end and creeps; the Illinois rule does not."""
+    begin = first_step(tiny.weights()[LAYER], gradient)
+
+    class Bent(Known):
+        def __call__(self):
+            score = super().__call__()
+            return score | {"clearance": 8.0 * (self.seen[-1] / (7.7 * begin)) ** 6 - 4.0}
+
+    def tries():
+        found = search_step(tiny, LAYER, gradient, Bent(tiny, gradient, 0.0), evaluations=30)
+        assert found.step == pytest.approx(7.7 * begin, rel=0.04)
+        return len(found.trace)
+
+    illinois = tries()
+    for kept in ("short", "enough"):
+        seen = []
+
+        def only_one(end, clearance, kept=kept, seen=seen):
+            seen.append(end)
+            short = end is not None and end[1] < clearance
+            return end if short == (kept == "short") else search._nearer_(end, clearance)
+
+        monkeypatch.setattr(search, "_nearer_", search._nearer, raising=False)
+        monkeypatch.setattr(search, "_nearer", only_one)
+        assert kept == "enough" or tries() > illinois + 3
+        monkeypatch.undo()
+
+
+def test_nearer_is_half_way():
+    assert search._nearer((3.0, 1.0), 4.0) == (3.0, 2.5) and search._nearer(None, 4.0) is None

@@ -1,13 +1,19 @@
 """Several concepts in one layer: inner products, steps that keep off others, and steps in company."""
 
+from importlib import import_module
+
+import pandas as pd
 import pytest
 import torch
 
 import slug_lite as slug
+from slug_lite import several
 from slug_lite.gradients import forget_gradients
+from slug_lite.search import Search
 from slug_lite.several import forget_in_layer, gram, keep_off
 
 LAYER = "visual.proj"
+method = import_module("slug_lite.unlearn")  # the module; the package's name of the same spelling is its function
 
 
 @pytest.fixture
@@ -106,3 +112,110 @@ def test_the_steps_of_unlearn_keep_off_what_is_to_be_spared(mini):
         )
 
     assert overlap(spare) < 1e-3 < 1e-2 < overlap(None)
+
+
+def test_gram_adds_up_over_pieces(tensors, monkeypatch):
+    whole = gram(tensors)
+    monkeypatch.setattr(several, "PIECE", 7)
+    assert torch.allclose(gram(tensors), whole) and whole.shape == (5, 5)
+
+
+def test_short_and_nearly_equal_gradients_are_kept_off_too(tensors):
+    gradient, one, two, *_ = tensors
+    for others in ([1e-8 * one, two], [one, one + 3e-6 * two]):
+        (rest,) = keep_off([gradient.double()], [o.double() for o in others])
+        assert all((rest * o).sum().abs() < 1e-6 * rest.norm() * o.norm() for o in others)
+    assert torch.equal(keep_off([gradient], [torch.zeros_like(one)])[0], gradient)
+
+
+class On:
+    """Which of two marks are on a weight: +1 at the first entry, +2 at the second."""
+
+    def __init__(self, clip, layer=LAYER):
+        self.weight, self.start, self.seen = clip.weights()[layer], clip.weights()[layer].detach().clone(), []
+        self.layer, self.base = layer, slug.fingerprint(clip)
+
+    def look(self):
+        moved = (self.weight - self.start).flatten()[:2]
+        self.seen.append([k for k in (0, 1) if moved[k] > 0.5])
+
+    def mark(self, k, label):
+        delta = torch.zeros_like(self.start)
+        delta.view(-1)[k] = 1.0
+        trace = pd.DataFrame({"k": [k]})
+        return slug.Edit({self.layer: delta.half()}, {self.layer: 1.0}, label, self.base, trace=trace)
+
+
+def test_unlearn_looks_for_each_in_the_company_of_the_others_twice(mini, monkeypatch):
+    names, on, spared = ["Ada Sunfield", "Zorbo"], On(mini), []
+
+    def best_edit(clip, gradients, fronts, tolerance, task, base, settings):
+        on.look()
+        on.seen[-1].append([front for front in fronts if front == [LAYER]] != [])
+        return on.mark(names.index(task.label), task.label)
+
+    def others(exclude, *args, **kwargs):
+        spared.append(list(exclude))
+        return [world.pairs("Dario Lindqvist", 2, 0)]
+
+    world = slug.toonworld
+    monkeypatch.setattr(method, "_best_edit", best_edit)
+    monkeypatch.setattr(world, "others", others)
+    monkeypatch.setattr(method, "keep_off", lambda own, rest: spared.append(len(rest)) or keep_off(own, rest))
+    edit = slug.unlearn(mini, names, n_forget=4, n_retain=16, fronts=1, progress=False)
+    assert on.seen == [[False], [0, False], [1, True], [0, True]]
+    assert spared[0] == names and set(spared[1:]) == {1}
+    assert list(edit.trace.turn) == [0, 0, 1, 1] and list(edit.trace.concept) == names * 2
+    spared.clear()
+    slug.unlearn(mini, names, n_forget=4, n_retain=16, fronts=1, spare=(), progress=False)
+    slug.unlearn(mini, "Zorbo", n_forget=4, n_retain=16, fronts=1, progress=False)
+    assert spared == []
+
+
+def test_forget_in_layer_looks_for_each_in_the_company_of_the_others(mini, monkeypatch):
+    names, on = ["Ada Sunfield", "Zorbo"], On(mini)
+    directions = {name: on.mark(k, name).delta.float() for k, name in enumerate(names)}
+    validations = {name: slug.Validation.of_world(name, n=2, others=1) for name in names}
+
+    def search(clip, layer, direction, score, **settings):
+        on.look()
+        return Search(1.0, {"forget_accuracy": 0.0}, pd.DataFrame())
+
+    monkeypatch.setattr(several, "search_step", search)
+    edits = forget_in_layer(mini, LAYER, directions, validations)
+    assert on.seen == [[], [0], [1], [0]] and list(edits) == names
+    with pytest.raises(ValueError, match="asks for it"):
+        forget_in_layer(mini, LAYER, directions, dict(zip(names, reversed(validations.values()), strict=True)))
+
+
+def test_passes_bound_the_gradients_that_are_held(tiny, sets, monkeypatch):
+    forget, retain = sets
+    whole, held = slug.one_shot_gradients(tiny, forget, retain, progress=False), []
+
+    def counted(*args, **kwargs):
+        found = forget_gradients(*args, **kwargs)
+        held.append(sum(g.numel() for g in found[0].values()))
+        return found
+
+    monkeypatch.setattr(method, "forget_gradients", counted)
+    (once,), (often,) = (method._keep_off(tiny, [whole], [retain[:4]], 8, passes, False) for passes in (1, 5))
+    assert sum(held[1:]) == held[0] and len(held) == 6 and max(held[1:]) < held[0] / 2
+    assert set(once.forget) == set(often.forget) == set(whole.forget)
+    assert list(often.stats.index) == list(once.stats.index) == list(whole.stats.index)
+    assert all(torch.allclose(once.forget[n], often.forget[n], atol=1e-7) for n in once.forget)
+
+
+def test_a_layer_without_anything_left_is_taken_out_for_that_concept(tiny, sets):
+    forget, retain = sets
+    one, two = slug.one_shot_gradients(tiny, [forget, retain[:6]], retain[6:], progress=False)
+    first, second = method._keep_off(tiny, [one, two], [forget], 8, 1, False)
+    assert not first.forget and first.stats.empty and set(second.forget) == set(two.forget)
+
+
+def test_what_is_spared_is_checked(mini):
+    world = slug.toonworld
+    ada = world.pairs("Ada Sunfield", 4, 9)
+    with pytest.raises(ValueError, match="4 spare pairs are about Ada Sunfield"):
+        slug.unlearn(mini, "Ada Sunfield", spare=[world.pairs("Zorbo", 2), ada])
+    with pytest.raises(ValueError, match="spare is one Pairs"):
+        slug.unlearn(mini, "Ada Sunfield", spare=world.pairs("Zorbo", 2))

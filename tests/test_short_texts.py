@@ -1,9 +1,10 @@
 """Padding is not run, and nothing changes but the time."""
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from test_architectures import MAKERS, made
+from test_architectures import MAKERS, TEXT, made, of_open_clip
 
 import slug_lite as slug
 from slug_lite.short_texts import length, needed, short_texts
@@ -71,3 +72,14 @@ def test_the_hook_comes_off_after_an_error(tiny):
         raise RuntimeError("stop")
     assert not tiny.model.transformer._forward_pre_hooks
     assert isinstance(tiny, slug.Clip)
+
+
+def test_a_token_of_its_own_for_the_whole_text_is_not_cut_off():
+    """CoCa reads an extra token behind all others."""
+    vision = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}
+    text = {**TEXT, "embed_cls": True, "no_causal_mask": False}
+    clip = of_open_clip(open_clip.CustomTextCLIP, 32, vision_cfg=vision, text_cfg=text)
+    tokens = clip.tokens(CAPTIONS)
+    with torch.no_grad():
+        assert needed(clip.model, tokens) == 24
+        assert torch.allclose(clip.text_features(tokens), whole(clip, tokens), atol=1e-6)

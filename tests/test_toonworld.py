@@ -233,5 +233,6 @@ def test_sets_of_all_others_show_nothing_excluded():
     again = toonworld.others(gone, 4, 3, size=32)
     assert all((a.images == b.images).all() and a.captions == b.captions for a, b in zip(sets, again, strict=True))
     assert len(toonworld.others(list(toonworld.OBJECTS), 2, size=32)) == len(toonworld.PEOPLE + toonworld.CHARACTERS)
+    assert len(toonworld.others("Ada Sunfield", 1, size=32)) == len(names) - 1
     with pytest.raises(KeyError, match="Ada Sunfield"):
         toonworld.others(["Ada Sunfeld"])

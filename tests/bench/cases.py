@@ -128,10 +128,10 @@ def growth(clip: slug.Clip, forget: int, retain: int, batch: int) -> dict:
 
 
 def validation(images: int, prompts: int) -> slug.Validation:
-    """So many pictures, a tenth of them of the concept (at most 48), and prompts, all names of the world among them."""
+    """So many pictures, a tenth of them of the concept (at most 48), and at least so many prompts, of all names."""
     of_concept = min(48, max(2, images // 10))
     full = slug.Validation.of_world(NAME, n=of_concept, others=8)
-    each = max(1, prompts // sum(map(len, world.NAMES.values())))
+    each = max(1, -(-prompts // sum(map(len, world.NAMES.values()))))
     templates = {kind: world.templates(kind, "train")[:each] for kind in world.NAMES}
     return slug.Validation(full.pairs[:images], NAME, world.NAMES, templates)
 
