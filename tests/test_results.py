@@ -59,3 +59,15 @@ def test_ablations_hold_what_chapter_six_says_of_them():
     assert len(chosen) == rows.name.nunique() and chosen.left.max() <= 0.05 and chosen.cost.mean() <= 1
     assert layers.cost.mean() > 1 and arms[arms.way == "all_relative"].cost.mean() > 1
     assert arms[arms.way == "random_same"].left.min() >= 0.9
+
+
+def test_several_people_are_forgotten_together_and_others_lose_little():
+    rows, about = load_results("several")
+    assert {"script", "seed", "date", "versions", "pictures"} <= set(about)
+    sets = rows[(rows.part == "set") & (rows.way == "together")]
+    lost = [f"lost_{kind}" for kind in slug.toonworld.NAMES]
+    five = sets[(sets.what == "people") & (sets.names.map(len) == 5)]
+    assert len(five) == 3 and all(max(left) == 0 for left in five.left) and (five[lost] <= 3).all().all()
+    ten = sets[(sets.what == "people") & (sets.names.map(len) == 10)]
+    assert len(ten) == 2 and all(max(left) <= 0.05 for left in ten.left)
+    assert len(sets[sets.what == "mixed"]) == 2
