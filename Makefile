@@ -25,7 +25,7 @@ test: env
 	$(PY) -m ruff check .
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-# Costs against plain procedures: a table in the book, not a test. BENCH="search mini" runs the lines that hold a word.
+# Costs against plain procedures: a table in the book, not a test. BENCH="search mini" runs the lines that hold all these words.
 bench: env
 	$(PY) tests/bench/run.py $(BENCH)
 

@@ -211,6 +211,7 @@ class Scorer:
         self.labels = {kind: labels(pairs["rest"], names) for kind, names in validation.names.items()}
         self.images = {group: self.embed(group) for group in self.pixels}
         self.classifiers = {kind: self.embed(kind) for kind in validation.names}
+        self.kept: dict[str, Replay] = {}  # of what is asked once a layer: for the next, deeper layer to start from
 
     def embed(self, part: str) -> Tensor:
         """Unit vectors of one part with the model as it is: pictures of "forget" or "rest", or the names of a kind."""
@@ -263,6 +264,9 @@ class Scorer:
         return self.forgetting() | self.retaining()
 
 
+KEPT = 1 << 30  # bytes of activations that may be kept from one layer's search for the next
+
+
 class LayerScorer:
     """Scores the model after changes of one layer, running only what such a change can reach.
 
@@ -278,8 +282,17 @@ class LayerScorer:
 
     def _embed(self, part: str, keep: bool = True) -> Tensor:
         replay = self.replays[part]
-        with replay.play() if replay.outputs else replay.record() if keep else nullcontext():
-            return self.scorer.embed(part)
+        if replay.outputs:
+            with replay.play():
+                return self.scorer.embed(part)
+        if not keep:  # not for this layer again, but the next may lie behind it
+            replay = Replay(replay.blocks, KEPT)
+        start = self.scorer.kept.get(part)
+        with start.play() if start is not None and start.begins(replay) else nullcontext(), replay.record():
+            out = self.scorer.embed(part)
+        if not keep and replay.outputs:
+            self.scorer.kept[part] = replay
+        return out
 
     def forgetting(self) -> dict[str, float]:
         """Is the concept still known? See `Scorer.forgetting`."""
@@ -290,7 +303,8 @@ class LayerScorer:
     def retaining(self, keep: bool = False) -> dict[str, float]:
         """Is everything else still known? See `Scorer.retaining`.
 
-        Asked once a search, so that nothing is kept for a second time, unless keep=True.
+        Asked once a search, so that nothing is kept for a second time, unless keep=True; but the next search, in a
+        layer behind this one, starts from what this one has seen.
         """
         if not self.vision:
             return self.scorer.retaining(classifiers={kind: self._embed(kind, keep) for kind in self.replays})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .models import Clip
 
@@ -41,10 +41,13 @@ _BEHIND = (
 
 
 class Replay:
-    """Records the output of the last of `blocks`, one a batch, and plays it back in the same order."""
+    """Records the output of the last of `blocks`, one a batch, and plays it back in the same order.
 
-    def __init__(self, blocks: list[nn.Module]) -> None:
-        self.blocks, self.outputs = blocks, []
+    most: bytes that may be kept; a run that needs more keeps nothing. None: no bound.
+    """
+
+    def __init__(self, blocks: list[nn.Module], most: int | None = None) -> None:
+        self.blocks, self.most, self.outputs = blocks, most, []
 
     @contextmanager
     def record(self) -> Iterator[None]:
@@ -52,12 +55,25 @@ class Replay:
             yield
             return
         outputs: list[Any] = []
-        hook = self.blocks[-1].register_forward_hook(lambda module, args, output: outputs.append(output))
+        size = 0
+
+        def keep(module: nn.Module, args: tuple, output: Any) -> None:
+            nonlocal size
+            size += output.nbytes if isinstance(output, Tensor) else 0
+            outputs.append(output)
+            if self.most is not None and size > self.most:
+                outputs.clear()
+
+        hook = self.blocks[-1].register_forward_hook(keep)
         try:
             yield
-            self.outputs = outputs  # of a run that came to its end
+            self.outputs = outputs if self.most is None or size <= self.most else []  # of a run that came to its end
         finally:
             hook.remove()
+
+    def begins(self, other: Replay) -> bool:
+        """Does the other one's way begin with this one's blocks, so that this one can be played for it?"""
+        return bool(self.outputs) and self.blocks == other.blocks[: len(self.blocks)]
 
     @contextmanager
     def play(self) -> Iterator[None]:

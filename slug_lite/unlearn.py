@@ -17,6 +17,7 @@ from .metrics import Scorer, Validation, world_size
 from .models import Clip, eval_mode
 from .pairs import Pairs, unknown
 from .progress import bar
+from .replay import blocks_before
 from .search import NothingForgets, Score, Search, check_rule, make_delta, search_step
 from .selection import pareto_front
 from .several import keep_off
@@ -202,12 +203,14 @@ def search_layers(
     with eval_mode(clip.model):
         if isinstance(validate, Validation):
             validate = validate.prepare(clip)
-        for layer in bar(layers, desc="step search", show=progress):
+        # from the front of a tower to its back, so that each starts from what the one before has kept
+        ordered = sorted(layers, key=lambda layer: len(blocks_before(clip, layer)))
+        for layer in bar(ordered, desc="step search", show=progress):
             score = validate.of_layer(layer) if isinstance(validate, Scorer) else partial(validate, clip)
             found[layer] = search_step(
                 clip, layer, gradients.forget[layer], score, evaluations=evaluations, rule=rule, clearance=clearance
             )
-    return found
+    return {layer: found[layer] for layer in layers}
 
 
 def best_layer(found: dict[str, Search]) -> str | None:

@@ -236,3 +236,36 @@ def test_a_forward_of_ones_own_comes_back(tiny, small):
     own = block.forward = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)
     score = small.prepare(tiny).of_layer("visual.proj")
     assert score() == score() and block.forward is own
+
+
+def test_a_deeper_layer_starts_from_what_the_last_one_kept(tiny, small, monkeypatch):
+    """What everything else keeps, asked once a layer: blocks before the layer run once for all layers."""
+    scorer, runs = small.prepare(tiny), []
+    vision, text = tiny.model.visual.transformer.resblocks, tiny.model.transformer.resblocks
+
+    def count(module, args):
+        if "forward" not in vars(module):  # it is run, not played back
+            runs.append(module)
+
+    for block in (*vision, *text):
+        block.register_forward_pre_hook(count)
+    for blocks, layers in (
+        (vision, ["visual.conv1.weight", "visual.transformer.resblocks.1.mlp.c_fc.weight", "visual.proj"]),
+        (text, ["transformer.resblocks.1.attn.out_proj.weight", "text_projection"]),
+    ):
+        counts = []
+        for layer in layers:
+            weight = tiny.weights()[layer]
+            before = weight.detach().clone()
+            with torch.no_grad():
+                weight.add_(0.3 * torch.randn_like(weight))
+                fresh = small.prepare(tiny).retaining()
+                runs.clear()
+                assert scorer.of_layer(layer).retaining() == fresh  # bit for bit
+                weight.copy_(before)
+            counts.append([sum(run is block for run in runs) for block in blocks])
+        assert counts[0][0] > 0 and counts[-1][0] == 0 and counts[-1][1] > 0
+    scorer.kept.clear()
+    monkeypatch.setattr(metrics, "KEPT", 10)
+    scorer.of_layer("visual.proj").retaining()
+    assert not scorer.kept  # more than may be kept

@@ -130,7 +130,7 @@ def growth(clip: slug.Clip, forget: int, retain: int, batch: int) -> dict:
 def validation(images: int, prompts: int) -> slug.Validation:
     """So many pictures, a tenth of them of the concept (at most 48), and at least so many prompts, of all names."""
     of_concept = min(48, max(2, images // 10))
-    full = slug.Validation.of_world(NAME, n=of_concept, others=8)
+    full = slug.Validation.of_world(NAME, n=of_concept, others=8 * max(1, images // 500))
     each = max(1, -(-prompts // sum(map(len, world.NAMES.values()))))
     templates = {kind: world.templates(kind, "train")[:each] for kind in world.NAMES}
     return slug.Validation(full.pairs[:images], NAME, world.NAMES, templates)
@@ -255,8 +255,8 @@ def unlearn(
 ) -> dict:  # fmt: skip
     """End to end: what="plain" or "ours". text=1 searches the text tower alone, most: in so many layers (plain)."""
     tower = "text" if text else None
-    start = time.perf_counter()
     score, f, r = validation(images, prompts), world.pairs(NAME, n=forget), world.retain([NAME], n=retain)
+    start = time.perf_counter()  # pictures are drawn before: both need them
     if what == "plain":
         clip = Plain(clip.model, clip.tokenizer, clip.preprocess)
         plain_unlearn(clip, f, r, score, batch, tower, tries, most or None)
