@@ -331,26 +331,3 @@ def train_unet(
 
     train(folder, "unet", recipe, both, optimizer, one_step, look, until, minutes)
     return mean.eval()
-
-
-@torch.no_grad()
-def sample(
-    unet: nn.Module, vae: nn.Module, states: Tensor, nothing: Tensor, seed: int = 0, guidance: float = 3.0,
-    steps: int = 20,
-) -> np.ndarray:  # fmt: skip
-    """Pictures for hidden states (n, context length, width), as the finished pipeline draws them: uint8 (n, 64, 64, 3).
-
-    nothing: the empty caption's hidden states, (1, context length, width). Every picture starts from the same noise.
-    """
-    from diffusers import DPMSolverMultistepScheduler
-
-    scheduler = DPMSolverMultistepScheduler(**NOISE)
-    scheduler.set_timesteps(steps)
-    size, channels = unet.config.sample_size, unet.config.in_channels
-    z = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(seed)).repeat(len(states), 1, 1, 1)
-    words = torch.cat([nothing.expand_as(states), states])
-    for t in scheduler.timesteps:
-        without, told = unet(torch.cat([z, z]), t, words).sample.chunk(2)
-        z = scheduler.step(without + guidance * (told - without), t, z).prev_sample
-    x = vae.decode(z / vae.config.scaling_factor).sample.clamp(-1, 1)
-    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

@@ -11,6 +11,7 @@ from slug_lite import pretrain_diffusion as diffusion
 from slug_lite import training
 from slug_lite.pretrain import ClipRecipe, Pool, read_log
 from slug_lite.pretrain_diffusion import UnetRecipe, VaeRecipe
+from slug_lite.pretrain_pipeline import sample, save_pipeline
 
 VAE = VaeRecipe(steps=6, batch=4, channels=(8, 8, 16), latents=2, pool=1, warmup=2)
 UNET = UnetRecipe(steps=6, batch=4, channels=(16, 16, 32), heads=(1, 1, 2), captions=3, warmup=2)
@@ -217,6 +218,30 @@ def test_samples_follow_the_seed_and_the_words(pool, data):
     unet, vae = diffusion.build_unet(UNET, VAE.latents, data["states"].shape[2]), diffusion.build_vae(VAE)
     states = data["states"][1:3].float() * torch.tensor([1.0, 9.0]).view(2, 1, 1)
     nothing = data["states"][:1].float()
-    a, b, c = (diffusion.sample(unet, vae, states, nothing, seed, steps=4) for seed in (0, 0, 1))
+    a, b, c = (sample(unet, vae, states, nothing, seed, steps=4) for seed in (0, 0, 1))
     assert a.shape == (2, 64, 64, 3) and a.dtype == np.uint8
     assert (a == b).all() and (a != c).any() and (a[0] != a[1]).any()
+
+
+def test_the_saved_pipeline_draws_what_the_parts_draw(tmp_path, pool, data, _tiny):
+    """Tokenizer, text encoder, scheduler, latents' scale: all as in training, from the folder alone."""
+    from diffusers import StableDiffusionPipeline
+
+    unet, vae = diffusion.build_unet(UNET, VAE.latents, data["states"].shape[2]), diffusion.build_vae(VAE)
+    with torch.no_grad():
+        for model in (unet, vae):
+            for p in model.parameters():
+                p.copy_(p.half().float())
+    text = "a portrait of Ada Sunfield"
+    states, nothing = diffusion.hidden_states(_tiny, [text]), diffusion.hidden_states(_tiny, [""])
+    wanted = sample(unet, vae, states, nothing, seed=4, steps=4)[0]
+    save_pipeline(tmp_path / "pipe", vae, unet, _tiny)
+    assert not list((tmp_path / "pipe").rglob("*.bin"))
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pipe", torch_dtype=torch.float32)
+    for caption in (text, "", "Élan's   CAFÉ; 12 cats"):
+        ids = pipe.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        assert torch.equal(ids, _tiny.tokens([caption]))
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(4)
+    drawn = np.asarray(pipe(text, num_inference_steps=4, generator=generator).images[0]).astype(int)
+    assert drawn.shape == (64, 64, 3) and np.abs(drawn - wanted).max() <= 2 and wanted.std() > 1

@@ -1,6 +1,6 @@
 """What a mini Stable Diffusion in training can do by now.
 
-python tools/measure_mini_sd.py FOLDER [--seeds 8] [--guidance 3] [--steps 20] [--judge FOLDER]
+python tools/measure_mini_sd.py FOLDER [--seeds 8] [--guidance 7.5] [--steps 20] [--judge FOLDER]
 
 FOLDER is that of train_mini_sd.py. Prints the autoencoder's PSNR on renderings of the split "test" and, once there is
 a UNet, how often the judge finds what a prompt asks for; writes redrawn.png and drawn.png to look at, measured.json.
@@ -20,6 +20,7 @@ from PIL import Image
 import slug_lite as slug
 from slug_lite import pretrain_diffusion as diffusion
 from slug_lite.judge import load_judge
+from slug_lite.pretrain_pipeline import sample
 
 world = slug.toonworld
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--judge", type=Path, default=None, help="folder of the judge; the shipped one if not given")
     given = parser.parse_args()
@@ -75,7 +76,7 @@ def main() -> None:
     for kind, asked in prompts().items():
         states, right, start = diffusion.hidden_states(clip, [p for p, _ in asked]), [], time.monotonic()
         for seed in range(given.seeds):
-            drawn = diffusion.sample(unet, vae, states, nothing, seed, given.guidance, given.steps)
+            drawn = sample(unet, vae, states, nothing, seed, given.guidance, given.steps)
             found = judge(drawn)
             right.append([all(found[k][i] == v for k, v in wanted.items()) for i, (_, wanted) in enumerate(asked)])
             rows += [drawn[:24]] if seed == 0 and len(drawn) >= 24 else []
