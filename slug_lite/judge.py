@@ -101,10 +101,10 @@ def pixels(images: Pairs | np.ndarray | Sequence[Image.Image]) -> Tensor:
         raise ValueError("give at least one picture, in a list, as `Pairs` or as a uint8 array (n, height, width, 3)")
     pairs = images if isinstance(images, Pairs) else Pairs(images, [""] * len(images))
     if isinstance(pairs.images, np.ndarray) and pairs.images.shape[1:3] == (SIZE, SIZE):
-        x = np.ascontiguousarray(pairs.images)
+        x = pairs.images
     else:
         x = np.stack([np.asarray(p.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)) for p in pairs.pil()])
-    return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
 def load_judge(folder: str | Path | None = None) -> Judge:

@@ -109,7 +109,7 @@ def build_unet(recipe: UnetRecipe = UnetRecipe(), latents: int = 6, width: int =
 
 def signed(images: np.ndarray) -> Tensor:
     """uint8 (n, S, S, 3) -> float32 (n, 3, S, S) from -1 to 1, as diffusers has pictures."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
 def draw(groups: dict[str, list[tuple[str, ...]]], n: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
@@ -244,8 +244,8 @@ def prepare(
         latents += [vae.encode(b).latent_dist.mean.half() for b in signed(images).split(64)]
     texts, table = _captions(pool.groups, recipe)
     start = torch.tensor(np.cumsum([0] + [len(images) for images in pool.images.values()]))
-    data = {"latents": torch.cat(latents), "start": start, "captions": table,
-            "states": hidden_states(clip, texts).half()}  # fmt: skip
+    data = {"latents": torch.cat(latents).contiguous(), "start": start, "captions": table,
+            "states": hidden_states(clip, texts).half().contiguous()}  # fmt: skip
     save_file(data, file.with_suffix(".part"))
     os.replace(file.with_suffix(".part"), file)
     return data

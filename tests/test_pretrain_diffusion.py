@@ -135,7 +135,7 @@ def test_standard_latents_draw_the_same_pictures(pool):
     assert posterior.mean.mean((0, 2, 3)).abs().max() < 0.3 and (posterior.mean.std((0, 2, 3)) - 1).abs().max() < 0.3
 
 
-def test_pyramid_counts_lost_edges_more_than_the_plain_error_does():
+def test_pyramid_sums_what_every_band_lost():
     edge = torch.zeros(1, 1, 16, 16)
     edge[..., ::2] = 1.0
     edge[..., 1::2] = -1.0
