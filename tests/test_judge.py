@@ -243,7 +243,7 @@ def test_temperatures_make_an_overconfident_judge_honest(untrained):
             head.bias.zero_()
             head.bias[0] = 3.0  # 95 % sure of what is right half of the time
             head.bias[1] = 0.0
-            head.bias[2:] = -30
+            head.bias[2:] = -300
     found = training.calibrate(untrained.net, x, labels)
     assert all(t == pytest.approx(4.0) for t in found.values())
     chances = torch.softmax(untrained.net(x[:1])["people"], 1)
