@@ -56,7 +56,7 @@ class VaeRecipe:
 class UnetRecipe:
     """How the UNet is trained; the defaults are those of the shipped weights."""
 
-    steps: int = 40_000
+    steps: int = 30_000
     batch: int = 64
     lr: float = 1e-3
     warmup: int = 300
@@ -65,7 +65,7 @@ class UnetRecipe:
     ema: float = 0.9995
     gamma: float = 5.0  # no noise level weighs more than a signal-to-noise ratio of this
     no_caption: float = 0.1
-    channels: tuple[int, ...] = (64, 96, 160)
+    channels: tuple[int, ...] = (48, 96, 160)
     heads: tuple[int, ...] = (2, 3, 5)
     captions: int = 96  # different captions drawn for each concept
     seed: int = 0

@@ -113,7 +113,8 @@ def test_training_lowers_the_losses(tmp_path, small, pool, data):
     vae = diffusion.replace(VAE, steps=100, batch=8, lr=3e-3, warmup=5)
     diffusion.train_vae(tmp_path, vae, look_every=50)
     rows = read_log(tmp_path, "vae_log.jsonl")
-    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and rows[-1]["psnr"] > rows[0]["psnr"] + 0.5
+    untrained = diffusion.psnr(diffusion.build_vae(VAE), diffusion.toonworld.retain(n=8, split="val").images)
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and rows[-1]["psnr"] > untrained + 2
     unet = diffusion.replace(UNET, steps=100, batch=16, lr=3e-3, warmup=5)
     diffusion.train_unet(tmp_path, data, pool.groups, unet)
     rows = read_log(tmp_path, "unet_log.jsonl")

@@ -1,4 +1,4 @@
-"""Train mini Stable Diffusion: the autoencoder, its latents, the UNet, one after the other.
+"""Train mini Stable Diffusion and the judge: the autoencoder, the judge, latents, the UNet, one after the other.
 
 python tools/train_mini_sd.py FOLDER            goes on where it stopped; checkpoints, logs and results lie in FOLDER
 
@@ -16,6 +16,7 @@ import torch
 import slug_lite as slug
 from slug_lite import pretrain_diffusion as diffusion
 from slug_lite.pretrain import ClipRecipe, Pool
+from slug_lite.pretrain_judge import train_judge
 
 
 def train(folder: Path, steps: int) -> None:
@@ -25,6 +26,8 @@ def train(folder: Path, steps: int) -> None:
     recipe = diffusion.VaeRecipe()
     if not (folder / "vae" / "config.json").exists():
         diffusion.train_vae(folder, recipe)
+    if not (folder / "judge" / "training.json").exists():
+        train_judge(folder / "judge")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
     pool = Pool(ClipRecipe(pool=recipe.pool, seed=recipe.seed), diffusion.SIZE)
     data = diffusion.prepare(folder, vae, slug.load_clip("mini", device="cpu"), pool)
