@@ -1,6 +1,7 @@
 """SLUG, Single Layer Unlearning Gradient (Cai, Tan, Asif, ICML 2025, arXiv 2407.11867): forget with one layer."""
 
 from . import toonworld
+from .diffusion import generated_pairs, load_diffusion
 from .edit import Edit, fingerprint, merge
 from .gradients import Gradients, editable, one_shot_gradients
 from .losses import forget_loss, retain_loss
@@ -13,6 +14,6 @@ from .unlearn import NothingForgets, unlearn
 
 __all__ = [
     "Clip", "Edit", "Gradients", "NothingForgets", "Pairs", "Validation", "editable", "evaluate", "fingerprint",
-    "forget_loss", "load_clip", "merge", "one_shot_gradients", "pareto_front", "retain_loss", "search_step",
-    "toonworld", "unlearn", "zero_shot_classifier",
+    "forget_loss", "generated_pairs", "load_clip", "load_diffusion", "merge", "one_shot_gradients", "pareto_front",
+    "retain_loss", "search_step", "toonworld", "unlearn", "zero_shot_classifier",
 ]  # fmt: skip

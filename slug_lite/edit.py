@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -25,10 +27,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .diffusion import encoder_of, is_pipeline
 from .models import Clip
+from .text_tower import carry, differences, text_print
 
 FORMAT = "slug_lite edit 1"
 DELTA_DTYPE = torch.float16
+FREEZE = ". To have the search leave a weight out, freeze it in the CLIP: requires_grad_(False)"
+Target = TypeVar("Target")  # a Clip or its model, a StableDiffusionPipeline or its text encoder
 
 
 @dataclass
@@ -61,10 +67,11 @@ def untouched(weight: nn.Parameter) -> Tensor:
 
 @torch.no_grad()
 def fingerprint(clip: Clip) -> str:
-    """16 hex digits that tell base models apart; edits that are on do not change it.
+    """16 hex digits that tell base models apart, "-" and the `text_print` of the text tower, where it is CLIP's.
 
-    SHA-256 over every weight's name, shape and up to 256 evenly spaced values, rounded to bfloat16: the same for
-    a model loaded in fp32 and in bf16, and in fp16 where the weights were saved so. It tells models apart, and is no
+    Edits that are on do not change it. The first part is SHA-256 over every weight's name, shape and up to 256 evenly
+    spaced values, rounded to bfloat16: the same for a model loaded in fp32 and in bf16, and in fp16 where the weights
+    were saved so. The second is by what a pipeline's text encoder is known again. It tells models apart, and is no
     seal: a change of values between those looked at goes unnoticed.
     """
     digest = hashlib.sha256()
@@ -73,7 +80,17 @@ def fingerprint(clip: Clip) -> str:
         places = torch.linspace(0, flat.numel() - 1, min(256, flat.numel()), dtype=torch.float64).round().long()
         sample = flat[places.to(flat.device)].to(torch.bfloat16).cpu()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    text = {n: w for n, w in clip.weights().items() if clip.tower(n) == "text" and "text_projection" not in n}
+    tower = _text_print(text)
+    return digest.hexdigest()[:16] + (f"-{tower}" if tower else "")
+
+
+def _text_print(weights: dict[str, nn.Parameter]) -> str:
+    """`text_print` without the edits that are on; "" for a tower of another kind than CLIP's."""
+    try:
+        return text_print({name: untouched(weight) for name, weight in weights.items()})
+    except ValueError:
+        return ""
 
 
 def _version() -> str:
@@ -88,7 +105,31 @@ def _as_clip(target: object) -> Clip:
         return target
     if isinstance(target, nn.Module) and (hasattr(target, "encode_text") or hasattr(target, "get_text_features")):
         return Clip(target, None, None)  # weights only: an edit needs neither tokenizer nor transform
-    raise ValueError(f"an edit goes on a Clip, an open_clip model or a CLIPModel, not on a {type(target).__name__}")
+    raise ValueError(
+        "an edit goes on a Clip, an open_clip model, a CLIPModel, a StableDiffusionPipeline or its text encoder, "
+        f"not on a {type(target).__name__}"
+    )
+
+
+def _modules(target: object) -> nn.Module:
+    """All that `on` restores: the model, or every model of a pipeline."""
+    if is_pipeline(target):
+        return nn.ModuleList(part for part in target.components.values() if isinstance(part, nn.Module))
+    return encoder_of(target) or _as_clip(target).model
+
+
+def _check_fit(layer: str, name: str, weights: dict[str, nn.Parameter], delta: Tensor) -> None:
+    """ValueError unless `weights` have what an edit of `layer`, in their terms `name`, can be added to."""
+    if name not in weights:
+        blocks = {int(found[1]) for n in weights if (found := re.match(r"(?:text_model\.)?encoder\.layers\.(\d+)", n))}
+        hint = f": its blocks are 0 to {max(blocks)} (Stable Diffusion 2 leaves CLIP's last one out)" if blocks else ""
+        raise ValueError(f"the edit changes {layer!r}, which this model does not have{hint}{FREEZE if blocks else ''}")
+    weight = weights[name]
+    if weight.shape != delta.shape:
+        raise ValueError(f"the edit's {name!r} is {tuple(delta.shape)}, the model's is {tuple(weight.shape)}")
+    if weight.is_meta or not weight.is_floating_point():
+        kind = "on the meta device" if weight.is_meta else weight.dtype
+        raise ValueError(f"{name!r} is {kind}; an edit goes on weights that are in memory, as floating point numbers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,57 +179,83 @@ class Edit:
         parts = ", ".join(f"{layer} (step {self.steps[layer]:.3g})" for layer in self.layers)
         return f"Edit(forget {self.concept}: {parts})"
 
-    def check(self, target: object, force: bool = False) -> dict[str, nn.Parameter]:
-        """The weights of `target` that this edit changes; ValueError if it was made for another model.
+    def check(self, target: object, force: bool = False) -> list[tuple[nn.Parameter, Tensor]]:
+        """The weights of `target` that this edit changes, each with its delta; ValueError if it is for another model.
 
         force=True lets another model of the same shapes pass.
         """
-        clip = _as_clip(target)
-        weights = clip.weights()
+        encoder = encoder_of(target)
+        weights = dict((encoder or _as_clip(target).model).named_parameters())
+        own, found = all(layer in weights for layer in self.deltas), dict[str, Tensor]()
         for layer, delta in self.deltas.items():
-            if layer not in weights:
-                raise ValueError(f"the edit changes {layer!r}, which this model does not have")
-            if weights[layer].shape != delta.shape:
-                raise ValueError(
-                    f"the edit's {layer!r} is {tuple(delta.shape)}, the model's is {tuple(weights[layer].shape)}"
+            try:
+                carried = {layer: delta} if own else carry({layer: delta}, weights)
+            except ValueError as error:
+                message = (
+                    f"{error}{FREEZE}" if encoder else f"the edit changes {layer!r}, which this model does not have"
                 )
-        if not force and (found := fingerprint(clip)) != self.base:
+                raise ValueError(message) from error
+            for name, part in carried.items():
+                _check_fit(layer, name, weights, part)
+                found[name] = part if name not in found else found[name] + part
+        if not force:
+            base = f"-{_text_print(weights)}" if encoder else fingerprint(_as_clip(target))
+            self._check_base(base) if own and not encoder else self._check_text(base)
+        return [(weights[name], delta) for name, delta in found.items()]
+
+    def _check_base(self, found: str) -> None:
+        made_for, this = (base.partition("-")[0] for base in (self.base, found))
+        if this != made_for:
             raise ValueError(
-                f"the edit was made for the model {self.base}, this one is {found}; force=True applies it all the same"
+                f"the edit was made for the model {made_for}, this one is {this}; force=True applies it all the same"
             )
-        return {layer: weights[layer] for layer in self.deltas}
+
+    def _check_text(self, base: str) -> None:
+        """The same where only text towers can be compared."""
+        wanted, found = self.base.partition("-")[2], base.partition("-")[2]
+        if not wanted or not found:
+            whose = "the edit does not say" if not wanted else "this model does not show"
+            raise ValueError(f"{whose} which of CLIP's text towers it has; force=True applies it all the same")
+        if other := differences(found, wanted):
+            raise ValueError(
+                f"the edit was made for the model {self.base.partition('-')[0]}, whose text tower is not this one: "
+                f"they differ in {', '.join(other)}; force=True applies it all the same"
+            )
 
     @contextmanager
-    def on(self, target: Clip | nn.Module, *, force: bool = False) -> Iterator[Clip | nn.Module]:
+    def on(self, target: Target, *, force: bool = False) -> Iterator[Target]:
         """Put the edit on `target` for the length of a with-block.
 
+        target: a Clip or its model, a diffusers.StableDiffusionPipeline or its text encoder, of any dtype and on any
+            device. An edit of the text tower is carried over to the names of another library.
         Leaving it, by an exception too, restores weights, requires_grad, .grad and train/eval mode bit for bit.
+        ValueError, and nothing changed, for a target of another kind, for layers that it does not have (a pipeline
+        has no vision tower and no text_projection), other shapes, and, without force, another model.
         """
-        weights = self.check(target, force)
-        model = _as_clip(target).model
+        changes, model = self.check(target, force), _modules(target)
         grads = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
         modes = [(module, module.training) for module in model.modules()]
         token = object()
         try:
-            for layer, weight in weights.items():
-                _put_on(weight, token, self.deltas[layer])
+            for weight, delta in changes:
+                _put_on(weight, token, delta)
             yield target
         finally:
             _finish(
-                *(partial(_take_off, weight, token) for weight in weights.values()),
+                *(partial(_take_off, weight, token) for weight, _ in changes),
                 *(partial(_restore, *kept) for kept in grads),
                 *(partial(setattr, module, "training", training) for module, training in modes),
             )
 
-    def apply(self, target: Clip | nn.Module, *, force: bool = False) -> None:
-        """Add the edit for good; `revert` takes it off again to rounding, `on` bit for bit."""
-        for layer, weight in self.check(target, force).items():
-            _shift(weight, self.deltas[layer])
+    def apply(self, target: Target, *, force: bool = False) -> None:
+        """Add the edit for good; `revert` takes it off again to rounding, `on` bit for bit. Targets as for `on`."""
+        for weight, delta in self.check(target, force):
+            _shift(weight, delta)
 
-    def revert(self, target: Clip | nn.Module) -> None:
+    def revert(self, target: Target) -> None:
         """Subtract what `apply` added. The fingerprint is that of the edited model then, so it is not asked for."""
-        for layer, weight in self.check(target, force=True).items():
-            _shift(weight, -self.deltas[layer])
+        for weight, delta in self.check(target, force=True):
+            _shift(weight, -delta)
 
     def low_rank(self, rank: int) -> Edit:
         """The edit with every delta replaced by the nearest one of `rank` (Eckart and Young, 1936), for small files.
@@ -328,7 +395,7 @@ def merge(edits: Sequence[Edit]) -> Edit:
     """
     if not edits:
         raise ValueError("no edits given")
-    bases = {edit.base for edit in edits}
+    bases = {edit.base.partition("-")[0] for edit in edits}
     if len(bases) > 1:
         raise ValueError(f"edits of different base models cannot be merged: {', '.join(sorted(bases))}")
     deltas: dict[str, Tensor] = {}
@@ -347,7 +414,8 @@ def merge(edits: Sequence[Edit]) -> Edit:
         deltas = {layer: _product(*factors[layer], delta.shape) for layer, delta in deltas.items()}
     else:
         factors = None
-    return Edit(deltas, steps, " + ".join(edit.concept for edit in edits), edits[0].base, factors=factors)
+    base = max((edit.base for edit in edits), key=len)  # files of older versions have a shorter one
+    return Edit(deltas, steps, " + ".join(edit.concept for edit in edits), base, factors=factors)
 
 
 def _side_by_side(all_factors: Sequence[dict[str, tuple[Tensor, Tensor]]]) -> dict[str, tuple[Tensor, Tensor]]:

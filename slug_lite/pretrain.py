@@ -158,7 +158,7 @@ def load_checkpoint(file: Path, model: torch.nn.Module, optimizer: torch.optim.O
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(tensors[f"model.{name}"])
-            if step:
+            if f"exp_avg.{name}" in tensors:  # none before the first step, nor for weights that follow others
                 moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
     return step
@@ -237,9 +237,9 @@ def train_clip(
     return clip
 
 
-def _log(folder: Path, row: dict) -> None:
+def _log(folder: Path, row: dict, name: str = "train_log.jsonl") -> None:
     """Append a row to the log, dropping rows that a stopped run wrote after its last checkpoint."""
-    file = folder / "train_log.jsonl"
+    file = folder / name
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     rows = [r for r in rows if r["step"] < row["step"]] + [row]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -272,6 +272,6 @@ def save_clip(clip: Clip, folder: Path, recipe: ClipRecipe) -> None:
     (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
 
 
-def read_log(folder: str | Path) -> Iterable[dict]:
+def read_log(folder: str | Path, name: str = "train_log.jsonl") -> Iterable[dict]:
     """Rows of a training log, oldest first: step, loss, lr, logit_scale, seconds; accuracies on some rows."""
-    return [json.loads(line) for line in (Path(folder) / "train_log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]

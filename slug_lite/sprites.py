@@ -87,9 +87,9 @@ def outfits(name: str) -> dict[str, list[dict[str, str]]]:
     return by_split
 
 
-def person_svg(name: str, outfit: dict[str, str]) -> str:
+def person_svg(person: cast.Person, outfit: dict[str, str]) -> str:
     """The SVG source of one variant of a person."""
-    parts, person = _people_parts(), cast.PEOPLE[name]
+    parts = _people_parts()
     colors = {"hair_color": cast.HAIR_COLORS[person.hair_color], "cloth_color": outfit["cloth_color"]}
 
     def part(slot: str, key: str) -> str:
@@ -109,7 +109,7 @@ def drawing_svg(name: str, style: str) -> str | None:
 
 def _draw(name: str, split: str, px: int) -> np.ndarray:
     if name in cast.PEOPLE:
-        return np.stack([rasterise(person_svg(name, outfit), px) for outfit in outfits(name)[split]])
+        return np.stack([rasterise(person_svg(cast.PEOPLE[name], outfit), px) for outfit in outfits(name)[split]])
     drawings = [drawing_svg(name, style) for style in cast.STYLES]
     blank = np.zeros((px, px, 4), np.uint8)
     return np.stack([blank if svg is None else rasterise(svg, px) for svg in drawings])

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from . import toonworld
+from .diffusion import check_clip
 from .edit import Edit, fingerprint, merge
 from .gradients import Gradients, check_apart, forget_gradients, groups, one_shot_gradients
 from .metrics import Scorer, Validation, world_size
@@ -55,6 +56,7 @@ def unlearn(
     Raises KeyError for an unknown name, tower, rule or measure, ValueError for sets that do not fit, `NothingForgets`
     if no layer's step succeeds.
     """
+    check_clip(clip)
     if tower not in (None, "vision", "text"):
         raise unknown(tower, ("vision", "text"), "tower")
     if select not in ("alignment", "cosine"):

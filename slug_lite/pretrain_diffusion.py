@@ -1,0 +1,333 @@
+"""Train mini Stable Diffusion from nothing: an autoencoder, then a UNet on its latents under mini CLIP's words.
+
+The autoencoder (`AutoencoderKL`) learns to redraw renderings: absolute error in every band of a pyramid, which keeps
+outlines crisp, squared error, and a slight pull towards a normal distribution. The UNet (`UNet2DConditionModel`)
+sees latents and the text tower's last hidden states, both computed once, and learns to tell picture from noise
+(v-prediction: Salimans & Ho, 2022; min-SNR weights: Hang et al., 2023); one caption in ten is left out, for
+guidance. What it ships is a running mean of its weights.
+
+Everything that is random in a step follows from (seed, step), so a run that is resumed from a checkpoint ends with
+the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from . import captions, toonworld
+from .models import Clip
+from .pretrain import ClipRecipe, Pool
+from .progress import bar
+from .training import adamw, descend, train
+
+SIZE = 64  # pixels
+SHARES = {"people": 0.36, "characters": 0.14, "cells": 0.5}  # of the pictures in a batch
+NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+         "prediction_type": "v_prediction"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VaeRecipe:
+    """How the autoencoder is trained; the defaults are those of the shipped weights."""
+
+    steps: int = 6400
+    batch: int = 32
+    lr: float = 1.5e-3
+    warmup: int = 100
+    cooldown: float = 0.4  # the last part of the steps, in which the learning rate falls to zero
+    weight_decay: float = 0.0
+    kl: float = 3e-5  # weight of the divergence, in nats a position
+    channels: tuple[int, ...] = (24, 48, 96)
+    latents: int = 6  # channels of a latent picture of 16 x 16
+    pool: int = 96  # renderings of a cell; a character has 4 times, a person 7 times as many
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class UnetRecipe:
+    """How the UNet is trained; the defaults are those of the shipped weights."""
+
+    steps: int = 30_000
+    batch: int = 64
+    lr: float = 1e-3
+    warmup: int = 300
+    cooldown: float = 0.25
+    weight_decay: float = 0.01
+    ema: float = 0.9995
+    gamma: float = 5.0  # no noise level weighs more than a signal-to-noise ratio of this
+    no_caption: float = 0.1
+    channels: tuple[int, ...] = (48, 96, 160)
+    heads: tuple[int, ...] = (2, 3, 5)
+    captions: int = 96  # different captions drawn for each concept
+    seed: int = 0
+
+
+def build_vae(recipe: VaeRecipe = VaeRecipe()) -> nn.Module:
+    """An untrained `AutoencoderKL`: pictures (n, 3, 64, 64) from -1 to 1 to latents (n, latents, 16, 16)."""
+    from diffusers import AutoencoderKL
+
+    depth = len(recipe.channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth,
+            block_out_channels=recipe.channels, layers_per_block=1, latent_channels=recipe.latents, norm_num_groups=8,
+            sample_size=SIZE, scaling_factor=1.0, mid_block_add_attention=False,
+        ).eval()  # fmt: skip
+
+
+def build_unet(recipe: UnetRecipe = UnetRecipe(), latents: int = 6, width: int = 128) -> nn.Module:
+    """An untrained `UNet2DConditionModel`; words come in at all levels but the finest.
+
+    latents: channels of a latent picture. width: of the text tower's hidden states.
+    """
+    from diffusers import UNet2DConditionModel
+
+    lower = len(recipe.channels) - 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return UNet2DConditionModel(
+            sample_size=SIZE // 4, in_channels=latents, out_channels=latents, layers_per_block=1,
+            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * lower,
+            up_block_types=("CrossAttnUpBlock2D",) * lower + ("UpBlock2D",),
+            block_out_channels=recipe.channels, cross_attention_dim=width, attention_head_dim=recipe.heads,
+            norm_num_groups=16,
+        ).eval()  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- autoencoder
+
+
+def signed(images: np.ndarray) -> Tensor:
+    """uint8 (n, S, S, 3) -> float32 (n, 3, S, S) from -1 to 1, as diffusers has pictures."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+
+
+def draw(groups: dict[str, list[tuple[str, ...]]], n: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """n concepts in random order, every kind with its share of `SHARES`."""
+    kinds = rng.choice(list(groups), n, p=[SHARES[g] for g in groups])
+    return [groups[kind][rng.integers(len(groups[kind]))] for kind in kinds]
+
+
+def pyramid(difference: Tensor, levels: int = 3) -> Tensor:
+    """Mean absolute value of a difference image, band by band of a Laplacian pyramid, summed."""
+    total = difference.new_zeros(())
+    for _ in range(levels):
+        low = F.avg_pool2d(difference, 2)
+        total = total + (difference - F.interpolate(low, scale_factor=2.0)).abs().mean()
+        difference = low
+    return total + difference.abs().mean()
+
+
+def _vae_loss(vae: nn.Module, x: Tensor, recipe: VaeRecipe, step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample(generator)).sample.float()
+    nats = posterior.kl().float().mean() / posterior.mean[0, 0].numel()
+    return pyramid(y - x) + F.mse_loss(y, x) + recipe.kl * nats
+
+
+@torch.no_grad()
+def psnr(vae: nn.Module, images: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of the autoencoder's pictures, in dB, the mean over uint8 (n, S, S, 3)."""
+    x = signed(images)
+    y = torch.cat([vae.decode(vae.encode(b).latent_dist.mean).sample for b in x.split(64)]).clamp(-1, 1)
+    return (10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)).clamp_min(1e-10))).mean().item()
+
+
+def train_vae(
+    folder: str | Path, recipe: VaeRecipe = VaeRecipe(), *, until: int | None = None, minutes: float = 4.0,
+    look_every: int = 400,
+) -> nn.Module:  # fmt: skip
+    """Train the autoencoder; the finished one is written to folder/vae as `save_pretrained` does, and returned.
+
+    until: stop after this many steps in all. minutes: between two checkpoints. look_every: steps between two
+    measurements of the PSNR on renderings of the split "val", logged in folder/vae_log.jsonl.
+    Raises ValueError if the checkpoint belongs to another recipe; KeyboardInterrupt after an interrupt, all saved.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vae = build_vae(recipe)
+    optimizer, pool = adamw(vae, recipe), Pool(ClipRecipe(pool=recipe.pool, seed=recipe.seed), SIZE)
+    held_out = toonworld.retain(n=192, seed=1, split="val").images
+
+    def one_step(step: int) -> float:
+        rng = np.random.default_rng([recipe.seed, step, 2])
+        chosen = [pool.images[c] for c in draw(pool.groups, recipe.batch, rng)]
+        x = signed(np.stack([images[rng.integers(len(images))] for images in chosen]))
+        loss = _vae_loss(vae.train(), x, recipe, step)
+        descend(vae, loss, optimizer, recipe, step)
+        return loss.item()
+
+    def look(step: int) -> dict:
+        due = step % look_every == 0 or step == recipe.steps
+        return {"psnr": round(psnr(vae.eval(), held_out), 3)} if due else {}
+
+    if train(folder, "vae", recipe, vae, optimizer, one_step, look, until, minutes) == recipe.steps:
+        standardise(vae.eval(), pool)
+        vae.save_pretrained(folder / "vae.part")  # in place once it is whole: the next stage looks for it
+        os.replace(folder / "vae.part", folder / "vae")
+    return vae.eval()
+
+
+@torch.no_grad()
+def standardise(vae: nn.Module, pool: Pool, n: int = 1024) -> None:
+    """Give latents mean 0 and variance 1 in every channel, by the 1 x 1 convolutions on both sides of them.
+
+    What the autoencoder draws stays as it was; the diffusion's noise and the latents are then of one scale.
+    """
+    rng = np.random.default_rng(0)
+    chosen = [pool.images[c] for c in draw(pool.groups, n, rng)]
+    x = signed(np.stack([images[rng.integers(len(images))] for images in chosen]))
+    z = torch.cat([vae.encode(b).latent_dist.mean for b in x.split(64)])
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    before, after = vae.quant_conv, vae.post_quant_conv
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= std[None, :, None, None]
+    before.bias[: len(mean)] -= mean
+    for rows in (before.weight, before.bias):
+        rows[: len(mean)] /= std.view(-1, *[1] * (rows.ndim - 1))
+    before.bias[len(mean) :] -= 2 * std.log()
+
+
+# ---------------------------------------------------------------------------------------------- what the UNet sees
+
+
+@torch.no_grad()
+def hidden_states(clip: Clip, texts: Sequence[str]) -> Tensor:
+    """The text tower's last hidden states, after its final norm: (n, context length, width), as a pipeline has them."""
+    model, out = clip.model, []
+    for start in range(0, len(texts), 256):
+        x = model.token_embedding(clip.tokens(texts[start : start + 256])) + model.positional_embedding
+        out.append(model.ln_final(model.transformer(x, attn_mask=model.attn_mask)))
+    return torch.cat(out)
+
+
+def _captions(groups: dict[str, list[tuple[str, ...]]], recipe: UnetRecipe) -> tuple[list[str], Tensor]:
+    """The different captions, the empty one first, and for each concept the rows of its own: (concepts, captions)."""
+    rows: dict[str, int] = {"": 0}
+    rng, table = np.random.default_rng([recipe.seed, 3]), []
+    for concept in (c for members in groups.values() for c in members):
+        drawn = [captions.caption(concept, "train", "mixed", rng) for _ in range(recipe.captions)]
+        table.append([rows.setdefault(text, len(rows)) for text in drawn])
+    return list(rows), torch.tensor(table)
+
+
+@torch.no_grad()
+def prepare(
+    folder: str | Path, vae: nn.Module, clip: Clip, pool: Pool, recipe: UnetRecipe = UnetRecipe()
+) -> dict[str, Tensor]:
+    """Latents and hidden states of the pool, computed once and kept in folder/latents.safetensors.
+
+    "latents": (n, channels, 16, 16), "start": where each concept's begin, "states": (captions, context length,
+    width), the empty caption's first, "captions": (concepts, captions) rows of "states".
+    Concepts are in the pool's order. Raises ValueError if the file there belongs to another recipe.
+    """
+    file = Path(folder) / "latents.safetensors"
+    if file.exists():
+        data = load_file(file)
+        if data["captions"].shape[1] != recipe.captions or len(data["start"]) != len(pool.images) + 1:
+            raise ValueError(f"{str(file)!r} belongs to another recipe; remove it")
+        return data
+    latents = []
+    for images in bar(pool.images.values(), desc="latents", leave=False):
+        latents += [vae.encode(b).latent_dist.mean.half() for b in signed(images).split(64)]
+    texts, table = _captions(pool.groups, recipe)
+    start = torch.tensor(np.cumsum([0] + [len(images) for images in pool.images.values()]))
+    data = {"latents": torch.cat(latents).contiguous(), "start": start, "captions": table,
+            "states": hidden_states(clip, texts).half().contiguous()}  # fmt: skip
+    save_file(data, file.with_suffix(".part"))
+    os.replace(file.with_suffix(".part"), file)
+    return data
+
+
+# ---------------------------------------------------------------------------------------------- UNet
+
+
+def signal_to_noise() -> Tensor:
+    """The signal-to-noise ratio at each of the 1,000 noise levels, falling: (1000,)."""
+    from diffusers import DDPMScheduler
+
+    kept = DDPMScheduler(**NOISE).alphas_cumprod
+    return kept / (1 - kept)
+
+
+def _batch(data: dict[str, Tensor], groups: dict, recipe: UnetRecipe, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    """Latents (batch, channels, 16, 16) and hidden states (batch, context length, width) of a random batch."""
+    index = {concept: k for k, concept in enumerate(c for members in groups.values() for c in members)}
+    concepts = [index[c] for c in draw(groups, recipe.batch, rng)]
+    start = data["start"].tolist()
+    pictures = [int(rng.integers(start[k], start[k + 1])) for k in concepts]
+    words = [int(data["captions"][k, rng.integers(recipe.captions)]) for k in concepts]
+    words = [0 if rng.random() < recipe.no_caption else row for row in words]
+    return data["latents"][pictures].float(), data["states"][words].float()
+
+
+def _unet_loss(
+    unet: nn.Module, z: Tensor, states: Tensor, snr: Tensor, recipe: UnetRecipe, generator: torch.Generator
+) -> Tensor:
+    t = torch.randint(len(snr), (len(z),), generator=generator)
+    noise = torch.randn(z.shape, generator=generator)
+    signal, sigma = ((snr / (1 + snr))[t].sqrt().view(-1, 1, 1, 1), (1 / (1 + snr))[t].sqrt().view(-1, 1, 1, 1))
+    predicted = unet(signal * z + sigma * noise, t, states).sample
+    error = (predicted - (signal * noise - sigma * z)).square().mean((1, 2, 3))
+    return (error * snr[t].clamp(max=recipe.gamma) / (1 + snr[t])).mean()
+
+
+@torch.no_grad()
+def _heeds(unet: nn.Module, data: dict[str, Tensor], groups: dict, recipe: UnetRecipe, snr: Tensor) -> dict[str, float]:
+    """The loss on a fixed batch, and how much it grows when every picture gets its neighbour's caption."""
+    fixed = replace(recipe, batch=256, no_caption=0.0)
+    z, states = _batch(data, groups, fixed, np.random.default_rng([recipe.seed, 5]))
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    losses = [
+        _unet_loss(unet, z, words, snr, recipe, generator).item()
+        for words, generator in zip((states, states.roll(1, 0)), generators, strict=True)
+    ]
+    return {"fixed_loss": round(losses[0], 5), "words_matter": round(losses[1] / losses[0] - 1, 4)}
+
+
+def train_unet(
+    folder: str | Path, data: dict[str, Tensor], groups: dict[str, list[tuple[str, ...]]],
+    recipe: UnetRecipe = UnetRecipe(), *, until: int | None = None, minutes: float = 4.0, look_every: int = 1000,
+) -> nn.Module:  # fmt: skip
+    """Train the UNet on what `prepare` made; its running mean is written to folder/unet, and returned.
+
+    groups: the pool's concepts by kind, in the order of `data`. until, minutes: as in `train_vae`.
+    look_every: steps between two looks at the running mean, logged in folder/unet_log.jsonl and kept in folder/unet.
+    Raises ValueError if the checkpoint belongs to another recipe; KeyboardInterrupt after an interrupt, all saved.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = {"latents": data["latents"].shape[1], "width": data["states"].shape[2]}
+    both = nn.ModuleDict({"unet": build_unet(recipe, **shape), "mean": build_unet(recipe, **shape)})
+    unet, mean, snr = both["unet"], both["mean"].requires_grad_(False), signal_to_noise()
+    optimizer = adamw(unet, recipe)
+
+    def one_step(step: int) -> float:
+        z, states = _batch(data, groups, recipe, np.random.default_rng([recipe.seed, step, 4]))
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        loss = _unet_loss(unet.train(), z, states, snr, recipe, generator)
+        descend(unet, loss, optimizer, recipe, step)
+        share = 1 - min(recipe.ema, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(mean.parameters()), [p.detach() for p in unet.parameters()], share)
+        return loss.item()
+
+    def look(step: int) -> dict:
+        if step % look_every and step != recipe.steps:
+            return {}
+        mean.save_pretrained(folder / "unet")
+        return _heeds(mean, data, groups, recipe, snr)
+
+    train(folder, "unet", recipe, both, optimizer, one_step, look, until, minutes)
+    return mean.eval()

@@ -1,0 +1,248 @@
+"""Training mini Stable Diffusion: exact resume, interrupts, losses that say what they should, standard latents."""
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from slug_lite import pretrain_diffusion as diffusion
+from slug_lite import training
+from slug_lite.pretrain import ClipRecipe, Pool, read_log
+from slug_lite.pretrain_diffusion import UnetRecipe, VaeRecipe
+from slug_lite.pretrain_pipeline import sample, save_pipeline
+
+VAE = VaeRecipe(steps=6, batch=4, channels=(8, 8, 16), latents=2, pool=1, warmup=2)
+UNET = UnetRecipe(steps=6, batch=4, channels=(16, 16, 32), heads=(1, 1, 2), captions=3, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    everything = Pool(ClipRecipe(pool=1), diffusion.SIZE)
+    few = {kind: members[:3] for kind, members in everything.groups.items()}
+    everything.images = {c: everything.images[c][:3] for members in few.values() for c in members}
+    everything.groups = few
+    return everything
+
+
+@pytest.fixture
+def small(pool, monkeypatch):
+    monkeypatch.setattr(diffusion, "Pool", lambda recipe, size: pool)
+    held_out = diffusion.toonworld.retain(n=8, split="val")
+    monkeypatch.setattr(diffusion.toonworld, "retain", lambda **_: held_out)
+
+
+@pytest.fixture
+def data(pool, tmp_path, _tiny):
+    return diffusion.prepare(tmp_path, diffusion.build_vae(VAE), _tiny, pool, UNET)
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_stopped_and_resumed_autoencoder_is_the_same_run(tmp_path, small):
+    from diffusers import AutoencoderKL
+
+    whole = diffusion.train_vae(tmp_path / "a", VAE)
+    diffusion.train_vae(tmp_path / "b", VAE, until=2)
+    assert not (tmp_path / "b" / "vae").exists()
+    resumed = diffusion.train_vae(tmp_path / "b", VAE)
+    assert same(whole, resumed) and not same(whole, diffusion.build_vae(VAE))
+    assert same(resumed, AutoencoderKL.from_pretrained(tmp_path / "b" / "vae"))
+    with pytest.raises(ValueError, match="another recipe"):
+        diffusion.train_vae(tmp_path / "b", VaeRecipe(kl=1.0))
+
+
+def test_stopped_and_resumed_unet_is_the_same_run(tmp_path, pool, data):
+    from diffusers import UNet2DConditionModel
+
+    whole = diffusion.train_unet(tmp_path / "a", data, pool.groups, UNET)
+    diffusion.train_unet(tmp_path / "b", data, pool.groups, UNET, until=3)
+    resumed = diffusion.train_unet(tmp_path / "b", data, pool.groups, UNET)
+    assert same(whole, resumed) and same(resumed, UNet2DConditionModel.from_pretrained(tmp_path / "b" / "unet"))
+    start = diffusion.build_unet(UNET, VAE.latents, data["states"].shape[2])
+    assert not same(whole, start)
+    with safe_open(tmp_path / "b" / "unet-checkpoint.safetensors", "pt") as file:  # the mean lags behind the weights
+        name = "conv_in.weight"
+        weight, mean = (file.get_tensor(f"model.{part}.{name}") for part in ("unet", "mean"))
+    assert torch.equal(mean, whole.get_parameter(name)) and not torch.equal(mean, weight)
+
+
+def test_steps_may_be_changed_before_the_cooldown(tmp_path, pool, data):
+    longer = diffusion.replace(UNET, steps=8, cooldown=0.25)
+    whole = diffusion.train_unet(tmp_path / "a", data, pool.groups, longer)
+    diffusion.train_unet(tmp_path / "b", data, pool.groups, diffusion.replace(longer, steps=6), until=3)
+    assert same(whole, diffusion.train_unet(tmp_path / "b", data, pool.groups, longer))
+
+
+def test_a_signal_stops_between_two_steps_with_a_checkpoint(tmp_path, small, monkeypatch):
+    real, calls = diffusion._vae_loss, []
+
+    def loss(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(diffusion, "_vae_loss", loss)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        diffusion.train_vae(tmp_path, VAE)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with safe_open(tmp_path / "vae-checkpoint.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "3"
+
+
+def test_an_exception_leaves_the_last_checkpoint_alone(tmp_path, small, monkeypatch):
+    diffusion.train_vae(tmp_path, VAE, until=2)
+    before = (tmp_path / "vae-checkpoint.safetensors").read_bytes()
+
+    def broken(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(training, "descend", broken)
+    monkeypatch.setattr(diffusion, "descend", broken)
+    with pytest.raises(RuntimeError, match="no memory"):
+        diffusion.train_vae(tmp_path, VAE)
+    assert (tmp_path / "vae-checkpoint.safetensors").read_bytes() == before
+
+
+def test_training_lowers_the_losses(tmp_path, small, pool, data):
+    vae = diffusion.replace(VAE, steps=100, batch=8, lr=3e-3, warmup=5)
+    diffusion.train_vae(tmp_path, vae, look_every=50)
+    rows = read_log(tmp_path, "vae_log.jsonl")
+    untrained = diffusion.psnr(diffusion.build_vae(VAE), diffusion.toonworld.retain(n=8, split="val").images)
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and rows[-1]["psnr"] > untrained + 2
+    unet = diffusion.replace(UNET, steps=100, batch=16, lr=3e-3, warmup=5)
+    diffusion.train_unet(tmp_path, data, pool.groups, unet)
+    rows = read_log(tmp_path, "unet_log.jsonl")
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+
+
+def test_standard_latents_draw_the_same_pictures(pool):
+    vae = diffusion.build_vae(VAE)
+    with torch.no_grad():
+        vae.quant_conv.bias[0] = 3.0  # a mean far from zero in one channel
+        x = diffusion.signed(np.concatenate(list(pool.images.values())))
+        before = vae.decode(vae.encode(x).latent_dist.mean).sample
+        spread = vae.encode(x).latent_dist.std / vae.encode(x).latent_dist.mean.std((0, 2, 3), keepdim=True)
+        diffusion.standardise(vae, pool)
+        posterior = vae.encode(x).latent_dist
+        torch.testing.assert_close(vae.decode(posterior.mean).sample, before, rtol=1e-4, atol=1e-4)
+    # the posterior's width shrank or grew along with the latents (these are other pictures: about alike)
+    torch.testing.assert_close(posterior.std, spread, rtol=0.3, atol=0)
+    assert posterior.mean.mean((0, 2, 3)).abs().max() < 0.3 and (posterior.mean.std((0, 2, 3)) - 1).abs().max() < 0.3
+
+
+def test_pyramid_sums_what_every_band_lost():
+    edge = torch.zeros(1, 1, 16, 16)
+    edge[..., ::2] = 1.0
+    edge[..., 1::2] = -1.0
+    flat = torch.ones(1, 1, 16, 16)
+    assert diffusion.pyramid(flat).item() == pytest.approx(1.0)
+    assert diffusion.pyramid(edge).item() == pytest.approx(1.0)
+    slope = torch.linspace(-1, 1, 16).expand(1, 1, 16, 16)
+    assert diffusion.pyramid(slope).item() > slope.abs().mean().item()
+    assert diffusion.pyramid(torch.zeros(2, 3, 16, 16)).item() == 0
+
+
+def test_the_loss_is_zero_for_the_true_velocity_and_no_other():
+    z, snr = torch.randn(5, 2, 4, 4), diffusion.signal_to_noise()
+    assert (snr[1:] < snr[:-1]).all()
+
+    class Oracle(torch.nn.Module):
+        off = 0.0
+
+        def forward(self, noisy, t, states):
+            kept = (snr / (1 + snr))[t].view(-1, 1, 1, 1)
+            noise = (noisy - kept.sqrt() * z) / (1 - kept).sqrt()
+            out = kept.sqrt() * noise - (1 - kept).sqrt() * z
+            return type("Out", (), {"sample": out + self.off})
+
+    oracle = Oracle()
+    assert diffusion._unet_loss(oracle, z, z, snr, UNET, torch.Generator().manual_seed(0)) < 1e-4
+    oracle.off = 1.0
+    weights = (snr.clamp(max=UNET.gamma) / (1 + snr))[
+        torch.randint(1000, (5,), generator=torch.Generator().manual_seed(0))
+    ]
+    loss = diffusion._unet_loss(oracle, z, z, snr, UNET, torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx(weights.mean().item(), rel=1e-2)
+
+
+def test_hidden_states_are_those_before_pooling(_tiny):
+    texts = ["a portrait of Ada Sunfield", ""]
+    states = diffusion.hidden_states(_tiny, texts)
+    ends = _tiny.tokens(texts).argmax(1)
+    pooled = states[torch.arange(2), ends] @ _tiny.model.text_projection
+    torch.testing.assert_close(torch.nn.functional.normalize(pooled, dim=1), _tiny.text_features(_tiny.tokens(texts)))
+
+
+def test_a_batch_pairs_pictures_with_captions_of_their_own(pool, data):
+    texts, table = diffusion._captions(pool.groups, UNET)
+    concepts = [c for members in pool.groups.values() for c in members]
+    assert texts[0] == "" and len(set(texts)) == len(texts) == len(data["states"])
+    for concept, rows in zip(concepts, table.tolist(), strict=True):
+        words = {*concept, *(diffusion.captions.looks(name) for name in concept)}
+        features = {f for w in words for f in w.replace(" and ", ", ").split(", ")}
+        assert all(any(f in texts[row] for f in features | words) for row in rows)
+    owner = {z.numpy().tobytes(): k for k in range(len(concepts))
+             for z in data["latents"][data["start"][k] : data["start"][k + 1]]}  # fmt: skip
+    rows = {s.numpy().tobytes(): i for i, s in enumerate(data["states"])}
+    captioned = diffusion.replace(UNET, batch=200, no_caption=0.25)
+    z, states = diffusion._batch(data, pool.groups, captioned, np.random.default_rng(0))
+    rows = [rows[s.half().numpy().tobytes()] for s in states]
+    owners = [owner[x.half().numpy().tobytes()] for x in z]
+    assert all(row == 0 or row in table[k].tolist() for row, k in zip(rows, owners, strict=True))
+    assert 0.15 < rows.count(0) / 200 < 0.35 and set(owners) == set(range(len(concepts)))
+
+
+def test_latents_are_computed_once_and_refused_for_another_recipe(tmp_path, pool, data, monkeypatch):
+    def never(*_):
+        raise AssertionError("computed twice")
+
+    monkeypatch.setattr(diffusion, "_captions", never)
+    again = diffusion.prepare(tmp_path, None, None, pool, UNET)
+    assert torch.equal(again["latents"], data["latents"])
+    with pytest.raises(ValueError, match="another recipe"):
+        diffusion.prepare(tmp_path, None, None, pool, UnetRecipe())
+
+
+def test_learning_rate_warms_up_holds_and_falls_to_zero():
+    rates = [training.learning_rate(UnetRecipe(steps=1000, warmup=100), s) for s in range(1001)]
+    assert rates[0] == pytest.approx(1e-5) and rates[100:750] == [1e-3] * 650
+    assert rates[-1] == 0 and rates[875] == pytest.approx(5e-4)
+
+
+def test_samples_follow_the_seed_and_the_words(pool, data):
+    unet, vae = diffusion.build_unet(UNET, VAE.latents, data["states"].shape[2]), diffusion.build_vae(VAE)
+    states = data["states"][1:3].float() * torch.tensor([1.0, 9.0]).view(2, 1, 1)
+    nothing = data["states"][:1].float()
+    a, b, c = (sample(unet, vae, states, nothing, seed, steps=4) for seed in (0, 0, 1))
+    assert a.shape == (2, 64, 64, 3) and a.dtype == np.uint8
+    assert (a == b).all() and (a != c).any() and (a[0] != a[1]).any()
+
+
+def test_the_saved_pipeline_draws_what_the_parts_draw(tmp_path, pool, data, _tiny):
+    """Tokenizer, text encoder, scheduler, latents' scale: all as in training, from the folder alone."""
+    from diffusers import StableDiffusionPipeline
+
+    unet, vae = diffusion.build_unet(UNET, VAE.latents, data["states"].shape[2]), diffusion.build_vae(VAE)
+    with torch.no_grad():
+        for model in (unet, vae):
+            for p in model.parameters():
+                p.copy_(p.half().float())
+    text = "a portrait of Ada Sunfield"
+    states, nothing = diffusion.hidden_states(_tiny, [text]), diffusion.hidden_states(_tiny, [""])
+    wanted = sample(unet, vae, states, nothing, seed=4, steps=4)[0]
+    save_pipeline(tmp_path / "pipe", vae, unet, _tiny)
+    assert not list((tmp_path / "pipe").rglob("*.bin"))
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pipe", torch_dtype=torch.float32)
+    for caption in (text, "", "Élan's   CAFÉ; 12 cats"):
+        ids = pipe.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        assert torch.equal(ids, _tiny.tokens([caption]))
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(4)
+    drawn = np.asarray(pipe(text, num_inference_steps=4, generator=generator).images[0]).astype(int)
+    assert drawn.shape == (64, 64, 3) and np.abs(drawn - wanted).max() <= 2 and wanted.std() > 1
