@@ -68,6 +68,12 @@ def picture(cells):
             ),
             "widget",
         ),
+        (
+            lambda cells: cells[3].update(
+                outputs=[{"output_type": "execute_result", "data": {"text/markdown": "```python\ndef old(): ...\n```"}}]
+            ),
+            "no longer has",
+        ),
         (lambda cells: cells[3].update(source="#" * 1_600_000), "MB"),
     ],
 )

@@ -7,12 +7,25 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "slug_lite"
 SETUP = (ROOT / "notebooks" / "setup_cell.py").read_text().strip()
 LIMIT = 1_500_000
 
 
 def notebooks() -> list[Path]:
     return sorted((ROOT / "notebooks").rglob("*.ipynb"))
+
+
+def library_source() -> str:
+    """All code of the package, white space evened out."""
+    return " ".join(" ".join(f.read_text(encoding="utf-8") for f in sorted(PACKAGE.glob("*.py"))).split())
+
+
+def stale(cell: dict) -> bool:
+    """Does the cell's output show code, by `plots.show_source`, that the package does not hold any more?"""
+    shown = ["".join(o.get("data", {}).get("text/markdown", "")) for o in cell["outputs"]]
+    code = [text.removeprefix("```python").rstrip("`") for text in shown if text.startswith("```python")]
+    return any(" ".join(text.split()) not in library_source() for text in code)
 
 
 def problems_of(file: Path, outputs: bool = True) -> list[str]:
@@ -31,6 +44,8 @@ def problems_of(file: Path, outputs: bool = True) -> list[str]:
             say.append(f"code cell {number} should have drawn a picture")
         if any(o["output_type"] == "error" for o in cell["outputs"]):
             say.append(f"code cell {number} ended in an error")
+        if outputs and stale(cell):
+            say.append(f"code cell {number} shows code that the library no longer has; run it again")
         if any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in cell["outputs"]):
             say.append(f"code cell {number} has a widget in its output")
     if outputs and not any(c["outputs"] for c in code):
