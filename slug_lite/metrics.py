@@ -264,7 +264,7 @@ class Scorer:
         return self.forgetting() | self.retaining()
 
 
-KEPT = 1 << 30  # bytes of activations that may be kept from one layer's search for the next
+KEPT = 1 << 30  # bytes of activations of each part that may be kept from one layer's search for the next
 
 
 class LayerScorer:

@@ -36,7 +36,7 @@ def needed(model: nn.Module, tokens: Tensor) -> int:
 
 @contextmanager
 def short_texts(model: nn.Module, tokens: Tensor) -> Iterator[None]:
-    """Inside, `model.encode_text(tokens)` computes no position behind the last end token; the result is the same.
+    """Inside, `model.encode_text(tokens)` computes no position behind the last end token: the same to rounding.
 
     model: one of open_clip's; tokens: (n, context length), int64. Where the tower is not causal, or reads another
     position than the end token, nothing is cut.

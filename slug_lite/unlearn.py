@@ -45,7 +45,8 @@ def unlearn(
     fronts, tolerance: where every layer of the front costs more than `tolerance` of retained accuracy, the front of
         the remaining layers is searched too, up to `fronts` in all. fronts=1 is the paper's.
     spare: sets of pairs, one for each concept that steps are to keep off, see `several.keep_off`. None: none for one
-        concept; with several names all other names of the world, see `toonworld.others`. () is the paper's way.
+        concept; with several names all other names of the world, see `toonworld.others`. () steps along whole
+        gradients, as the paper does.
     batch_size, passes: against a shortage of memory, see `one_shot_gradients`. With `spare`, as many gradients as it
         has sets are held at a time, of a `passes`-th of the layers searched.
 
