@@ -7,7 +7,6 @@ make bench BENCH="unlearn mini"     only the lines that hold all these words; th
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -17,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from slug_lite.results import load_results, save_results
+import slug_lite
+from slug_lite.results import save_results
 
 CASES = Path(__file__).with_name("cases.py")
 L14 = "forget=4 retain=4 images=6 prompts=72 tries=1 text=1"
@@ -51,16 +51,19 @@ def options(line: str) -> dict:
     return {"case": case, "model": model} | {k: int(v) if v.isdigit() else v for k, v in (w.split("=") for w in rest)}
 
 
+def place(row: dict) -> int:
+    """Which line of the matrix a row comes from."""
+    lines = [{k: v for k, v in options(line).items() if k != "prompts"} for line in MATRIX]
+    return next(k for k, line in enumerate(lines) if line.items() <= row.items())
+
+
 def kept(only: list[str]) -> list[dict]:
     """Rows of the results file that are in the matrix and are not measured anew."""
     lines = [options(line) for line in MATRIX if only and not all(word in line for word in only)]
     for line in lines:
         line.pop("prompts", None)  # the line says how many at least, the row how many
-    try:
-        rows = load_results("bench")[0].to_dict("records")
-    except KeyError:
-        return []
-    rows = [{k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))} for row in rows]
+    file = Path(slug_lite.__file__).parent / "assets" / "results" / "bench.json"
+    rows = json.loads(file.read_text())["rows"] if lines and file.exists() else []
     return [row for row in rows if any(line.items() <= row.items() for line in lines)]
 
 
@@ -76,6 +79,7 @@ def main(only: list[str]) -> None:
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1])[:300], flush=True)
+    rows.sort(key=place)
     about = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "machine": platform.machine()}
     print(save_results("bench", rows, script="make bench", seed=0, **about))
     print(f"{time.perf_counter() - start:.0f} s")
