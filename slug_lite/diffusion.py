@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .models import Clip
+from .models import Clip, safe_files, tensor_names
 from .pairs import Pairs, unknown
 from .progress import bar, quiet
 from .text_tower import to_transformers
@@ -216,22 +215,7 @@ def check_pipeline(folder: Path) -> dict[str, set[str]]:
 
 
 def _tensor_names(folder: Path) -> set[str]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        if pickled:
-            raise ValueError(
-                f"{str(folder)!r} holds pickled weights only ({', '.join(pickled)}); safetensors are needed"
-            )
-        raise FileNotFoundError(f"{str(folder)!r} holds no weights; a .safetensors file is needed")
-    names: set[str] = set()
-    for file in files:
-        try:
-            with safe_open(file, "pt") as saved:
-                names |= {name.removeprefix("text_model.") for name in saved.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{str(file)!r} is truncated or no safetensors file: {error}") from error
-    return names
+    return {name.removeprefix("text_model.") for file in safe_files(folder) for name in tensor_names(file)}
 
 
 def generated_pairs(

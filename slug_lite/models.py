@@ -214,13 +214,20 @@ def check_weights(folder: Path) -> None:
         raise ValueError(f"{str(config)!r} is no open_clip configuration with a 'model_cfg': {error}") from error
     if missing:
         raise ValueError(f"the model_cfg of {str(config)!r} lacks {', '.join(missing)}")
-    safe = sorted(folder.glob("*.safetensors"))
+    safe = safe_files(folder)
     found = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()] + safe
-    if safe and found[0].suffix != ".safetensors":
+    if found[0].suffix != ".safetensors":
         raise ValueError(
             f"{str(folder)!r} holds the pickled {found[0].name}, which open_clip would read instead of "
             f"{safe[0].name}; take it out"
         )
+    if not tensor_names(found[0]):
+        raise ValueError(f"{str(found[0])!r} holds no tensors")
+
+
+def safe_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder. ValueError where all weights are pickled, FileNotFoundError for none."""
+    safe = sorted(folder.glob("*.safetensors"))
     if not safe:
         pickled = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickled:
@@ -228,13 +235,16 @@ def check_weights(folder: Path) -> None:
                 f"{str(folder)!r} holds pickled weights only ({', '.join(pickled)}); safetensors are needed"
             )
         raise FileNotFoundError(f"{str(folder)!r} holds no weights; a .safetensors file is needed")
+    return safe
+
+
+def tensor_names(file: Path) -> list[str]:
+    """The names of a safetensors file's tensors. ValueError for a file that is truncated or of another kind."""
     try:
-        with safe_open(found[0], "pt") as file:
-            names = list(file.keys())
+        with safe_open(file, "pt") as saved:
+            return list(saved.keys())
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{str(found[0])!r} is truncated or no safetensors file: {error}") from error
-    if not names:
-        raise ValueError(f"{str(found[0])!r} holds no tensors")
+        raise ValueError(f"{str(file)!r} is truncated or no safetensors file: {error}") from error
 
 
 def _load_tag(name: str, device: str | torch.device, precision: str) -> Clip:

@@ -27,11 +27,10 @@ def needed(model: nn.Module, tokens: Tensor) -> int:
     """How many columns of the tokens an open_clip text tower has to run; all where it reads no end token."""
     tower = getattr(model, "text", model)
     pooling = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    if getattr(tower, "cls_emb", None) is None and pooling == "argmax":
-        return length(tokens)
-    if getattr(tower, "cls_emb", None) is None and pooling == "eos":
-        return length(tokens, getattr(tower, "text_eos_id", getattr(tower, "eos_id", None)))
-    return tokens.shape[1]
+    if getattr(tower, "cls_emb", None) is not None or pooling not in ("argmax", "eos"):
+        return tokens.shape[1]
+    end = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+    return length(tokens, end if pooling == "eos" else None)
 
 
 @contextmanager

@@ -51,26 +51,27 @@ def options(line: str) -> dict:
     return {"case": case, "model": model} | {k: int(v) if v.isdigit() else v for k, v in (w.split("=") for w in rest)}
 
 
-def place(row: dict) -> int:
-    """Which line of the matrix a row comes from."""
+def chosen(line: str, only: list[str]) -> bool:
+    return all(word in line for word in only)
+
+
+def place(row: dict) -> int | None:
+    """Which line of the matrix a row comes from; prompts: the line says how many at least, the row how many."""
     lines = [{k: v for k, v in options(line).items() if k != "prompts"} for line in MATRIX]
-    return next(k for k, line in enumerate(lines) if line.items() <= row.items())
+    return next((k for k, line in enumerate(lines) if line.items() <= row.items()), None)
 
 
 def kept(only: list[str]) -> list[dict]:
     """Rows of the results file that are in the matrix and are not measured anew."""
-    lines = [options(line) for line in MATRIX if only and not all(word in line for word in only)]
-    for line in lines:
-        line.pop("prompts", None)  # the line says how many at least, the row how many
     file = Path(slug_lite.__file__).parent / "assets" / "results" / "bench.json"
-    rows = json.loads(file.read_text())["rows"] if lines and file.exists() else []
-    return [row for row in rows if any(line.items() <= row.items() for line in lines)]
+    rows = json.loads(file.read_text())["rows"] if only and file.exists() else []
+    return [row for row in rows if (k := place(row)) is not None and not chosen(MATRIX[k], only)]
 
 
 def main(only: list[str]) -> None:
     rows, start = kept(only), time.perf_counter()
     for line in MATRIX:
-        if only and not all(word in line for word in only):
+        if not chosen(line, only):
             continue
         done = subprocess.run([sys.executable, CASES, *line.split()], capture_output=True, text=True)
         if done.returncode:  # a model that does not fit into this machine's memory is reported, not hidden
