@@ -1,9 +1,12 @@
 """SLUG, Single Layer Unlearning Gradient (Cai, Tan, Asif, ICML 2025, arXiv 2407.11867): forget with one layer."""
 
 from . import toonworld
+from .attention import attention_maps
+from .canvas import canvas, frechet
 from .diffusion import generated_pairs, load_diffusion
 from .edit import Edit, fingerprint, merge
 from .gradients import Gradients, editable, one_shot_gradients
+from .judge import Judge, load_judge
 from .losses import forget_loss, retain_loss
 from .metrics import Validation, evaluate, zero_shot_classifier
 from .models import Clip, load_clip
@@ -13,7 +16,8 @@ from .selection import pareto_front
 from .unlearn import NothingForgets, unlearn
 
 __all__ = [
-    "Clip", "Edit", "Gradients", "NothingForgets", "Pairs", "Validation", "editable", "evaluate", "fingerprint",
-    "forget_loss", "generated_pairs", "load_clip", "load_diffusion", "merge", "one_shot_gradients", "pareto_front",
-    "retain_loss", "search_step", "toonworld", "unlearn", "zero_shot_classifier",
+    "Clip", "Edit", "Gradients", "Judge", "NothingForgets", "Pairs", "Validation", "attention_maps", "canvas",
+    "editable", "evaluate", "fingerprint", "forget_loss", "frechet", "generated_pairs", "load_clip", "load_diffusion",
+    "load_judge", "merge", "one_shot_gradients", "pareto_front", "retain_loss", "search_step", "toonworld", "unlearn",
+    "zero_shot_classifier",
 ]  # fmt: skip

@@ -66,6 +66,12 @@ def check_clip(clip: object) -> None:
         )
 
 
+def check_draws(pipe: object) -> None:
+    """ValueError for what is no StableDiffusionPipeline."""
+    if not is_pipeline(pipe) or not encoder_of(pipe):
+        raise ValueError(f"pictures are drawn by a StableDiffusionPipeline, not by a {type(pipe).__name__}")
+
+
 def text_encoder_from(clip: Clip, *, rounded: torch.dtype | None = None, skip: int = 0) -> CLIPTextModel:
     """A Clip's text tower, as it is now, as the transformers.CLIPTextModel that gives the same states for a caption.
 
@@ -230,8 +236,7 @@ def generated_pairs(
     Raises ValueError for another kind of pipeline, no prompt, and numbers below 1.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not is_pipeline(pipe) or not encoder_of(pipe):
-        raise ValueError(f"pictures are drawn by a StableDiffusionPipeline, not by a {type(pipe).__name__}")
+    check_draws(pipe)
     if not prompts or not all(isinstance(text, str) and text for text in prompts):
         raise ValueError(f"prompt is {prompt!r}; give a text or a list of texts")
     if min(n, batch_size, 1 if steps is None else steps) < 1:

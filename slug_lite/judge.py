@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .captions import NAMES
-from .pairs import Pairs
+from .pairs import Pairs, unknown
 
 NONE = "none of these"
 SIZE = 64  # pixels
@@ -93,6 +93,13 @@ class Judge:
                 "style_confidence": float(chances["styles"][i][style]),
             })  # fmt: skip
         return pd.DataFrame(rows)
+
+    def finds(self, images: Pairs | np.ndarray | Sequence[Image.Image], name: str) -> np.ndarray:
+        """In which pictures the judge finds a person, character, object or style: bool (n,). KeyError for no name."""
+        names = [n for members in self.names.values() for n in members]
+        if name not in names:
+            raise unknown(name, names, "name")
+        return (self(images)["style" if name in self.names["styles"] else "name"] == name).to_numpy()
 
 
 def pixels(images: Pairs | np.ndarray | Sequence[Image.Image]) -> Tensor:

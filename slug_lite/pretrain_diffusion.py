@@ -39,8 +39,8 @@ NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, 
 class VaeRecipe:
     """How the autoencoder is trained; the defaults are those of the shipped weights."""
 
-    steps: int = 6400
-    batch: int = 32
+    steps: int = 7000
+    batch: int = 16
     lr: float = 1.5e-3
     warmup: int = 100
     cooldown: float = 0.4  # the last part of the steps, in which the learning rate falls to zero
@@ -279,7 +279,8 @@ def _unet_loss(
     t = torch.randint(len(snr), (len(z),), generator=generator)
     noise = torch.randn(z.shape, generator=generator)
     signal, sigma = ((snr / (1 + snr))[t].sqrt().view(-1, 1, 1, 1), (1 / (1 + snr))[t].sqrt().view(-1, 1, 1, 1))
-    predicted = unet(signal * z + sigma * noise, t, states).sample
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = unet(signal * z + sigma * noise, t, states).sample.float()
     error = (predicted - (signal * noise - sigma * z)).square().mean((1, 2, 3))
     return (error * snr[t].clamp(max=recipe.gamma) / (1 + snr[t])).mean()
 
@@ -307,11 +308,14 @@ def train_unet(
     look_every: steps between two looks at the running mean, logged in folder/unet_log.jsonl and kept in folder/unet.
     Raises ValueError if the checkpoint belongs to another recipe; KeyboardInterrupt after an interrupt, all saved.
     """
+    from diffusers.models.attention_processor import AttnProcessor
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shape = {"latents": data["latents"].shape[1], "width": data["states"].shape[2]}
     both = nn.ModuleDict({"unet": build_unet(recipe, **shape), "mean": build_unet(recipe, **shape)})
     unet, mean, snr = both["unet"], both["mean"].requires_grad_(False), signal_to_noise()
+    unet.set_attn_processor(AttnProcessor())  # for so few positions a third quicker on a CPU than the fused kernel
     optimizer = adamw(unet, recipe)
 
     def one_step(step: int) -> float:

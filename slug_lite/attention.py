@@ -1,0 +1,105 @@
+"""Where a pipeline looks for a word while it draws: maps of its cross-attention (Tang et al., 2023, "DAAM")."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .diffusion import check_draws
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """image:  the picture, uint8 (height, width, 3)
+    tokens: what each map is of: the prompt's tokens, from the start token to the first end token
+    maps:   float32 (tokens, size, size), each latent position's attention to the token, a share of 1; what is
+            missing to 1 goes to the padding
+    """
+
+    image: np.ndarray
+    tokens: list[str]
+    maps: np.ndarray
+
+    def of(self, words: str) -> np.ndarray:
+        """The map of words that the prompt has, all their tokens' together: (size, size). KeyError if it has not."""
+        text, wanted = "".join(self.tokens[1:-1]), "".join(words.lower().split())
+        bare, ends = text.replace("</w>", ""), np.cumsum([0] + [len(t.replace("</w>", "")) for t in self.tokens[1:-1]])
+        start = bare.find(wanted)
+        if not wanted or start < 0:
+            raise KeyError(f"the prompt does not say {words!r}; it says {text.replace('</w>', ' ').strip()!r}")
+        own = [k for k in range(len(ends) - 1) if ends[k] < start + len(wanted) and ends[k + 1] > start]
+        return self.maps[[k + 1 for k in own]].sum(0)
+
+
+@contextmanager
+def _recorded(unet: nn.Module, sums: dict[int, Tensor], counts: Counter[int]) -> Iterator[None]:
+    """While the with-block lasts, add up every cross-attention's weights, by number of positions.
+
+    sums: (positions, tokens) each, of the last row of a batch, the mean over heads; counts: how many were added.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    kept = unet.attn_processors
+    with ExitStack() as stack:
+        stack.callback(unet.set_attn_processor, kept)
+        unet.set_attn_processor(AttnProcessor())  # the one that has its weights in full
+        for name, module in unet.named_modules():
+            if name.endswith("attn2"):
+                module.get_attention_scores = _adding(module, sums, counts)
+                stack.callback(delattr, module, "get_attention_scores")
+        yield
+
+
+def _adding(module: nn.Module, sums: dict[int, Tensor], counts: Counter[int]) -> Callable[..., Tensor]:
+    whole = module.get_attention_scores
+
+    def scores(*given: Tensor | None) -> Tensor:
+        weights = whole(*given)  # (rows * heads, positions, tokens)
+        own = weights[-module.heads :].detach().float().mean(0)
+        sums[len(own)] = sums.get(len(own), 0) + own
+        counts[len(own)] += 1
+        return weights
+
+    return scores
+
+
+@torch.no_grad()
+def attention_maps(
+    pipe: StableDiffusionPipeline, prompt: str, *, seed: int = 0, steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> AttentionMaps:  # fmt: skip
+    """Draw `prompt` once, and keep where each of its tokens was heeded: the mean over heads, layers and steps.
+
+    The maps of coarser layers are enlarged to the latents' size. Square pictures of the pipeline's own size only; of
+    the two passes that guidance takes, the one with the prompt counts. seed: of the noise, made on the CPU.
+    steps, guidance_scale: None takes the pipeline's own. Raises ValueError for another kind of pipeline or no text;
+    the pipeline is left as it was.
+    """
+    check_draws(pipe)
+    if not isinstance(prompt, str) or not prompt:
+        raise ValueError(f"prompt is {prompt!r}; give one text")
+    own = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+    own = {key: value for key, value in own.items() if value is not None}
+    sums: dict[int, Tensor] = {}
+    counts: Counter[int] = Counter()
+    with _recorded(pipe.unet, sums, counts):
+        drawn = pipe(prompt, generator=torch.Generator().manual_seed(seed), **own).images[0]
+    size, total = pipe.unet.config.sample_size, torch.zeros(())
+    for positions, added in sums.items():
+        side = round(positions**0.5)
+        coarse = added.T.unflatten(1, (side, side)).cpu()
+        total = total + F.interpolate(coarse[None], (size, size), mode="bilinear")[0]
+    ids = pipe.tokenizer(prompt, truncation=True, max_length=pipe.tokenizer.model_max_length).input_ids
+    maps = (total / counts.total())[: len(ids)].numpy()
+    return AttentionMaps(np.asarray(drawn.convert("RGB")), pipe.tokenizer.convert_ids_to_tokens(ids), maps)
