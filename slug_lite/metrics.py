@@ -235,7 +235,7 @@ class Scorer:
         classifier = self.classifiers[self.kind] if classifier is None else classifier
         logits = (self.clip.logit_scale() * images @ classifier.T).float().cpu()
         own = self.validation.names[self.kind].index(self.validation.forget)
-        return _forgetting(logits, own)
+        return margin_scores(logits, own)
 
     @torch.no_grad()
     def retaining(
@@ -314,7 +314,8 @@ class LayerScorer:
         return self.forgetting() | self.retaining(keep=True)
 
 
-def _forgetting(logits: Tensor, own: int) -> dict[str, float]:
+def margin_scores(logits: Tensor, own: int) -> dict[str, float]:
+    """Accuracy, margin and clearance of the name `own`, see `Scorer.forgetting`, from logits (pictures, names)."""
     others = [k for k in range(logits.shape[1]) if k != own]
     gap = logits[:, others].amax(1) - logits[:, own]
     mean, spread = gap.mean().item(), gap.std(correction=0).item()

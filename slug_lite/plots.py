@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .pairs import Pairs
 
@@ -76,6 +81,43 @@ def heatmap(
             ax.add_patch(box)
         ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
     return ax
+
+
+def slider(frames: Mapping[str, np.ndarray], *, label: str, alt: str, width: int = 480) -> Any:
+    """Pictures to move through with a slider that needs no kernel: it works on a page, by touch and by keyboard.
+
+    frames: for each position of the slider its text and what it shows, uint8 (height, width, 3); label: of the slider;
+    alt: what the pictures show, in words. width: in CSS pixels, less on a phone. An IPython HTML object for a cell to
+    end with. ValueError for fewer than two frames.
+    """
+    from IPython.display import HTML
+
+    if len(frames) < 2:
+        raise ValueError(f"{len(frames)} frames; a slider needs two at least")
+    pictures = []
+    for image in frames.values():
+        file = BytesIO()
+        Image.fromarray(image).save(file, "PNG", optimize=True)
+        pictures.append(f"data:image/png;base64,{b64encode(file.getvalue()).decode()}")
+    texts = [escape(text) for text in frames]
+    # every frame is an element of its own: a page without scripts shows the first
+    style = 'style="width:100%;image-rendering:pixelated"'
+    images = "".join(
+        f'<img src="{source}" alt="{escape(alt)} {text}" {style}{" hidden" * (k > 0)}>'
+        for k, (source, text) in enumerate(zip(pictures, texts, strict=True))
+    )
+    move = (
+        "const f=this.closest('figure');f.querySelectorAll('img').forEach((m,k)=>{m.hidden=k!=this.value});"
+        "const t=JSON.parse(this.dataset.texts)[this.value];f.querySelector('output').value=t;"
+        "this.setAttribute('aria-valuetext',t)"
+    )
+    return HTML(
+        f'<figure class="slider" style="max-width:{width}px;margin:1em 0">{images}'
+        f'<label style="display:block">{escape(label)}: <output>{texts[0]}</output>'
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="0" step="1" aria-valuetext="{texts[0]}" '
+        f'data-texts="{escape(json.dumps(list(frames)))}" oninput="{escape(move)}" style="width:100%;height:2em">'
+        "</label></figure>"
+    )
 
 
 def show_source(function: object) -> Any:

@@ -39,7 +39,7 @@ NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, 
 class VaeRecipe:
     """How the autoencoder is trained; the defaults are those of the shipped weights."""
 
-    steps: int = 7000
+    steps: int = 4800
     batch: int = 16
     lr: float = 1.5e-3
     warmup: int = 100

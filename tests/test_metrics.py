@@ -34,11 +34,11 @@ def test_labels():
 
 def test_margin_and_clearance_by_hand():
     logits = torch.tensor([[1.0, 4.0, 0.0], [2.0, 0.0, 3.0]])  # the own name is column 0
-    out = metrics._forgetting(logits, 0)
+    out = metrics.margin_scores(logits, 0)
     assert out["forget_accuracy"] == 0 and out["margin"] == pytest.approx(2) and out["clearance"] == pytest.approx(2)
-    broken = metrics._forgetting(torch.full((3, 4), float("nan")), 0)
+    broken = metrics.margin_scores(torch.full((3, 4), float("nan")), 0)
     assert broken["forget_accuracy"] == 1 and not forgotten(broken)  # a broken model has not forgotten
-    known = metrics._forgetting(torch.tensor([[5.0, 1.0, 0.0], [1.0, 0.0, 3.0]]), 0)
+    known = metrics.margin_scores(torch.tensor([[5.0, 1.0, 0.0], [1.0, 0.0, 3.0]]), 0)
     assert known["margin"] == pytest.approx(-1) and known["forget_accuracy"] == 0.5
 
 
@@ -228,7 +228,7 @@ def test_auc_by_hand():
 
 
 def test_a_tie_is_still_known():
-    assert metrics._forgetting(torch.tensor([[2.0, 2.0, 1.0], [1.0, 2.0, 0.0]]), 0)["forget_accuracy"] == 0.5
+    assert metrics.margin_scores(torch.tensor([[2.0, 2.0, 1.0], [1.0, 2.0, 0.0]]), 0)["forget_accuracy"] == 0.5
 
 
 def test_a_forward_of_ones_own_comes_back(tiny, small):
