@@ -4,6 +4,7 @@ from . import toonworld
 from .attention import attention_maps
 from .canvas import canvas, frechet
 from .diffusion import generated_pairs, load_diffusion
+from .drawn import DrawnValidation
 from .edit import Edit, fingerprint, merge
 from .gradients import Gradients, editable, one_shot_gradients
 from .judge import Judge, load_judge
@@ -16,8 +17,8 @@ from .selection import pareto_front
 from .unlearn import NothingForgets, unlearn
 
 __all__ = [
-    "Clip", "Edit", "Gradients", "Judge", "NothingForgets", "Pairs", "Validation", "attention_maps", "canvas",
-    "editable", "evaluate", "fingerprint", "forget_loss", "frechet", "generated_pairs", "load_clip", "load_diffusion",
-    "load_judge", "merge", "one_shot_gradients", "pareto_front", "retain_loss", "search_step", "toonworld", "unlearn",
-    "zero_shot_classifier",
+    "Clip", "DrawnValidation", "Edit", "Gradients", "Judge", "NothingForgets", "Pairs", "Validation", "attention_maps",
+    "canvas", "editable", "evaluate", "fingerprint", "forget_loss", "frechet", "generated_pairs", "load_clip",
+    "load_diffusion", "load_judge", "merge", "one_shot_gradients", "pareto_front", "retain_loss", "search_step",
+    "toonworld", "unlearn", "zero_shot_classifier",
 ]  # fmt: skip

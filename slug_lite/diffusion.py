@@ -19,7 +19,7 @@ from torch import nn
 from .models import Clip, safe_files, tensor_names
 from .pairs import Pairs, unknown
 from .progress import bar, quiet
-from .text_tower import to_transformers
+from .text_tower import carry, to_transformers
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -70,6 +70,15 @@ def check_draws(pipe: object) -> None:
     """ValueError for what is no StableDiffusionPipeline."""
     if not is_pipeline(pipe) or not encoder_of(pipe):
         raise ValueError(f"pictures are drawn by a StableDiffusionPipeline, not by a {type(pipe).__name__}")
+
+
+def has_layer(pipe: StableDiffusionPipeline, layer: str) -> bool:
+    """Does the pipeline's text encoder have this weight of a CLIP?"""
+    weights = dict(encoder_of(pipe).named_parameters())
+    try:
+        return set(carry({layer: torch.zeros(3)}, weights)) <= set(weights)
+    except ValueError:
+        return False
 
 
 def text_encoder_from(clip: Clip, *, rounded: torch.dtype | None = None, skip: int = 0) -> CLIPTextModel:

@@ -85,14 +85,6 @@ class DrawnValidation:
         templates = {kind: toonworld.templates(kind, split) for kind in toonworld.NAMES}
         return cls(pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps)
 
-    def reaches(self, layer: str) -> bool:
-        """Does the pipeline have this layer of the CLIP's text tower?"""
-        weights = dict(encoder_of(self.pipe).named_parameters())
-        try:
-            return set(carry({layer: torch.zeros(3)}, weights)) <= set(weights)
-        except ValueError:
-            return False
-
     def prepare(self, clip: Clip) -> DrawnScorer:
         """Embed the names, with the weights as they are now."""
         return DrawnScorer(self, clip)
@@ -113,12 +105,6 @@ class DrawnScorer:
         }
         self.kind = next(kind for kind, names in validation.names.items() if validation.forget in names)
 
-    def of_layer(self, layer: str) -> DrawnScorer:
-        """The same: everything is drawn anew after a change of any layer."""
-        if not self.validation.reaches(layer):
-            raise ValueError(f"the pipeline has no {layer!r}: no change of it could be seen in its pictures")
-        return self
-
     def _logits(self, prompts: Sequence[str], n: int, kind: str, seed: int) -> Tensor:
         """How well what is drawn fits each name of a kind, (n, names), in logits, on the CPU."""
         own = self.validation
@@ -129,6 +115,9 @@ class DrawnScorer:
             )  # fmt: skip
         images = embed_images(self.clip, self.clip.pixels(drawn))
         return (self.clip.logit_scale() * images @ self.classifiers[kind].T).float().cpu()
+
+    def __call__(self) -> dict[str, float]:
+        return self.score()
 
     @torch.no_grad()
     def forgetting(self) -> dict[str, float]:
@@ -155,6 +144,7 @@ class DrawnScorer:
         return accuracy | mean
 
     def score(self) -> dict[str, float]:
+        """All scores."""
         return self.forgetting() | self.retaining()
 
 

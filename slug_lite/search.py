@@ -98,6 +98,7 @@ def _nearer(end: tuple[float, float] | None, clearance: float) -> tuple[float, f
 def search_step(
     clip: Clip, layer: str, gradient: Tensor, score: Callable[[], Score], *, evaluations: int = 10,
     rule: str = "margin", clearance: float = 4.0, precision: float = 0.03, whole: bool = False,
+    start: float | None = None,
 ) -> Search:  # fmt: skip
     """Look for the smallest step in `layer` that forgets, in at most `evaluations` tries.
 
@@ -106,7 +107,8 @@ def search_step(
     `next_step`, and stops once the interval is no wider than `precision` of the step: fewer tries for a step as short.
     score() is called with the step in place. A `metrics.LayerScorer` is asked at every try whether the
     concept is forgotten, and what the rest keeps at the chosen step alone; whole=True asks everything every time.
-    The steps are the same. The weight is put back bit for bit, also on an interrupt.
+    The steps are the same. start: where to begin, and the shortest step to take; None begins with `first_step` and
+    may end below. The weight is put back bit for bit, also on an interrupt.
 
     gradient: grad L_f of the layer, shaped as its weight. Returns a `Search`, whose trace has one row an evaluation:
     layer, evaluation, step, what the score returned, forgotten. Raises KeyError for an unknown layer or rule,
@@ -118,7 +120,7 @@ def search_step(
     weight = clip.weights()[layer]
     if gradient.shape != weight.shape:
         raise ValueError(f"the gradient is {tuple(gradient.shape)}, the weight {layer!r} is {tuple(weight.shape)}")
-    original, step = weight.detach().clone(), first_step(weight, gradient)
+    original, step = weight.detach().clone(), start or first_step(weight, gradient)
     short, enough, best = None, None, None
     probe = score if whole else getattr(score, "forgetting", score)
     rows: list[dict] = []
@@ -139,6 +141,8 @@ def search_step(
                 enough, best, short = tried, result, _nearer(short, clearance) if again else short
             else:
                 short, enough = tried, _nearer(enough, clearance) if again else enough
+            if enough and step == start:
+                break
             if rule == "margin" and enough and short and enough[0] - short[0] <= precision * enough[0]:
                 break
             step = next_step(step, short, enough, clearance if rule == "margin" else None)

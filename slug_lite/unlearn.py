@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from . import toonworld
-from .diffusion import check_clip
+from .diffusion import check_clip, check_draws, has_layer
+from .drawn import DrawnScorer, DrawnValidation
 from .edit import Edit, fingerprint, merge
 from .gradients import Gradients, check_apart, forget_gradients, groups, one_shot_gradients
 from .metrics import Scorer, Validation, world_size
@@ -23,9 +26,13 @@ from .search import NothingForgets, Score, Search, check_rule, make_delta, searc
 from .selection import pareto_front
 from .several import keep_off
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
 
 def unlearn(
     clip: Clip, concept: str | Sequence[str] | Pairs, retain: Pairs | None = None, *, tower: str | None = None,
+    pipe: StableDiffusionPipeline | DrawnValidation | None = None,
     validate: Validation | Callable[[Clip], Score] | None = None, n_forget: int = 48, n_retain: int = 512,
     batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 4.0,
     select: str = "alignment", fronts: int = 3, tolerance: float = 0.005, spare: Sequence[Pairs] | None = None,
@@ -35,7 +42,10 @@ def unlearn(
 
     concept: a name of the mini world, or several, which supplies all pictures; or a forget set of your own, together
         with a retain set and `validate`.
-    tower: "vision" or "text" looks there alone. A pipeline of Stable Diffusion can take edits of "text".
+    tower: "vision" or "text" looks there alone.
+    pipe: a pipeline of Stable Diffusion whose text encoder is the text tower of `clip`. Only layers that it has are
+        looked at, and the step found is made longer until its own pictures no longer show the concept. Give a
+        `DrawnValidation` to say what to have drawn, as is needed for a forget set of your own.
     validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
         "retain_accuracy"; with several names there is none to give.
     rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. Where no layer's margin
@@ -63,7 +73,9 @@ def unlearn(
     if select not in ("alignment", "cosine"):
         raise unknown(select, ("alignment", "cosine"), "measure")
     check_rule(rule, evaluations)
-    tasks, retain = _tasks(clip, concept, retain, validate, n_forget, n_retain, seed)
+    drawer = pipe.pipe if isinstance(pipe, DrawnValidation) else pipe
+    tower = _check_pipe(clip, drawer, tower)
+    tasks, retain = _tasks(clip, concept, retain, validate, n_forget, n_retain, seed, pipe)
     base = fingerprint(clip)
     if fronts < 1:
         raise ValueError(f"fronts={fronts}; at least 1 is needed")
@@ -76,9 +88,14 @@ def unlearn(
         for some in spare:
             check_apart(task.forget, some, "spare")
 
+    def ranked(stats: pd.DataFrame) -> list[list[str]]:
+        open_to = [n for n in stats.index if drawer is None or has_layer(drawer, n)]
+        stats = stats.loc[open_to]
+        return _peel(stats[stats["tower"].isin([tower] if tower else ["vision", "text"])], select, fronts)
+
     def on_fronts(stats: pd.DataFrame) -> list[str]:
         # given a group of the layers, these hold all that are on the fronts of the whole
-        return [layer for front in _peel(stats, select, fronts) for layer in front]
+        return [layer for front in ranked(stats) for layer in front]
 
     gradients = one_shot_gradients(
         clip, [task.forget for task in tasks], retain, batch_size=batch_size, passes=passes, keep=on_fronts,
@@ -86,16 +103,17 @@ def unlearn(
     )  # fmt: skip
     gradients = _keep_off(clip, gradients, spare, batch_size, passes, progress)
     settings = {"evaluations": evaluations, "rule": rule, "clearance": clearance, "progress": progress}
+    painters = [task.drawn.prepare(clip) if task.drawn else None for task in tasks]
     edits: dict[int, Edit] = {}
     traces: list[pd.DataFrame] = []
     for turn in range(2 if len(tasks) > 1 else 1):  # the second time in the company of all, first the layer found
         for k, task in enumerate(tasks):
-            stats = gradients[k].stats
-            order = _peel(stats[stats["tower"].isin([tower] if tower else ["vision", "text"])], select, fronts)
-            before = [edits[k].layers] if k in edits else []
+            order, before = ranked(gradients[k].stats), [edits[k].layers] if k in edits else []
             company = [edit for i, edit in edits.items() if i != k]
             with merge(company).on(clip) if company else nullcontext():
-                edits[k] = _best_edit(clip, gradients[k], [*before, *order], tolerance, task, base, settings)
+                edits[k] = _best_edit(
+                    clip, gradients[k], [*before, *order], tolerance, task, base, settings, painters[k]
+                )
             traces.append(edits[k].trace.assign(concept=task.label, turn=turn))
     if len(tasks) == 1:
         return edits[0]
@@ -149,6 +167,7 @@ class Task:
     forget: Pairs
     validate: Validation | Callable[[Clip], Score]
     label: str
+    drawn: DrawnValidation | None = None
 
 
 def _peel(stats: pd.DataFrame, select: str, fronts: int) -> list[list[str]]:
@@ -161,20 +180,26 @@ def _peel(stats: pd.DataFrame, select: str, fronts: int) -> list[list[str]]:
 
 
 def _best_edit(
-    clip: Clip, gradients: Gradients, fronts: list[list[str]], tolerance: float, task: Task, base: str, settings: dict
-) -> Edit:
+    clip: Clip, gradients: Gradients, fronts: list[list[str]], tolerance: float, task: Task, base: str, settings: dict,
+    painter: DrawnScorer | None = None,
+) -> Edit:  # fmt: skip
     """The edit of the best layer, with half the clearance where no layer reaches the whole."""
     if not fronts:
         raise NothingForgets(f"the forget loss of {task.label!r} does not reach any layer looked at", pd.DataFrame())
     with eval_mode(clip.model):
         validate = task.validate.prepare(clip) if isinstance(task.validate, Validation) else task.validate
         untouched = validate.score() if isinstance(validate, Scorer) else validate(clip)
-    traces, enough = [], untouched.get("retain_accuracy", 0.0) - tolerance
+    scores = painter.retaining() if painter else untouched
+    traces, enough = [], scores.get("retain_accuracy", 0.0) - tolerance
     for width in (settings["clearance"], settings["clearance"] / 2)[: 2 if settings["rule"] == "margin" else 1]:
         found: dict[str, Search] = {}
         for front in fronts:
             more = search_layers(clip, gradients, front, validate, **{**settings, "clearance": width})
             traces += [search.trace.assign(asked=width) for search in more.values()]
+            if painter:
+                traces = [trace.assign(by="CLIP") if "by" not in trace else trace for trace in traces]
+                more = lengthen(clip, gradients, more, painter, enough, settings)
+                traces += [search.trace.assign(asked=PAINTED, by="pictures") for search in more.values()]
             found |= more
             layer = best_layer(found)
             if layer is not None and found[layer].score.get("retain_accuracy", 0.0) >= enough:
@@ -216,16 +241,56 @@ def search_layers(
     return {layer: found[layer] for layer in layers}
 
 
-def best_layer(found: dict[str, Search]) -> str | None:
-    """Of the layers whose step succeeded, the one that keeps the best retained accuracy; on ties the least loss."""
+PAINTED = 1.5  # the clearance asked for in drawn pictures, which differ more among each other than a name's photographs
+
+
+def lengthen(
+    clip: Clip, gradients: Gradients, found: dict[str, Search], painter: DrawnScorer, enough: float, settings: dict
+) -> dict[str, Search]:
+    """Go on from each step found, best layer first, until a pipeline no longer draws the concept.
+
+    Stops at the first layer after which the pipeline keeps a retained accuracy of `enough`.
+    """
+    out: dict[str, Search] = {}
+    for layer in by_preference(found):
+        out[layer] = search_step(
+            clip, layer, gradients.forget[layer], painter, start=found[layer].step, rule=settings["rule"],
+            evaluations=settings["evaluations"], clearance=PAINTED, precision=0.1,
+        )  # fmt: skip
+        if out[layer].score is not None and out[layer].score.get("retain_accuracy", 0.0) >= enough:
+            break
+    return out
+
+
+def by_preference(found: dict[str, Search]) -> list[str]:
+    """The layers whose step succeeded, the one that keeps the best retained accuracy first; on ties the least loss."""
     able = {layer: search.score for layer, search in found.items() if search.score is not None}
     kept = {layer: (s.get("retain_accuracy", 0.0), -s.get("retain_loss", 0.0)) for layer, s in able.items()}
-    return max(kept, key=kept.__getitem__, default=None)
+    return sorted(kept, key=kept.__getitem__, reverse=True)
+
+
+def best_layer(found: dict[str, Search]) -> str | None:
+    """The first of `by_preference`, None where no layer's step succeeded."""
+    return next(iter(by_preference(found)), None)
+
+
+def _check_pipe(clip: Clip, pipe: StableDiffusionPipeline | None, tower: str | None) -> str | None:
+    """The tower to look in. ValueError for another one than a pipeline has, or for another CLIP's pipeline."""
+    if pipe is None:
+        return tower
+    if tower == "vision":
+        raise ValueError("a pipeline has no vision tower; tower is 'text' where pipe is given")
+    check_draws(pipe)
+    layer = next(n for n, w in clip.weights().items() if clip.tower(n) == "text" and has_layer(pipe, n))
+    nothing = torch.zeros_like(clip.weights()[layer], dtype=torch.float16)
+    Edit({layer: nothing}, {layer: 0.0}, "nothing", fingerprint(clip)).check(pipe)
+    return "text"
 
 
 def _tasks(
     clip: Clip, concept: str | Sequence[str] | Pairs, retain: Pairs | None,
     validate: Validation | Callable[[Clip], Score] | None, n_forget: int, n_retain: int, seed: int,
+    pipe: StableDiffusionPipeline | DrawnValidation | None = None,
 ) -> tuple[list[Task], Pairs]:  # fmt: skip
     if validate is not None and not isinstance(validate, Validation) and not callable(validate):
         raise ValueError(f"validate is a {type(validate).__name__}; give a slug_lite.Validation or a function")
@@ -234,18 +299,20 @@ def _tasks(
             raise ValueError(
                 "a forget set of your own needs a retain set and validate=, a slug_lite.Validation or a function"
             )
+        if pipe is not None and not isinstance(pipe, DrawnValidation):
+            raise ValueError("a forget set of your own needs a slug_lite.DrawnValidation as pipe=: what to have drawn")
         shared = set.intersection(*map(set, concept.concepts)) if concept.concepts else set()
         if shared and isinstance(validate, Validation) and validate.forget not in shared:
             shown = ", ".join(sorted(shared))
             raise ValueError(f"the forget set shows {shown}, the validation asks for {validate.forget}")
-        return [Task(concept, validate, " + ".join(sorted(shared)) or "the forget set")], retain
+        return [Task(concept, validate, " + ".join(sorted(shared)) or "the forget set", pipe)], retain
     names = [concept] if isinstance(concept, str) else concept
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"concept is {concept!r}; give a name of the mini world, a list of names, or Pairs")
     if len(set(names)) < len(names):
         raise ValueError(f"concept names something twice: {', '.join(names)}")
-    if validate is not None and len(names) > 1:
-        raise ValueError("several names are validated one by one; validate= can be given for one concept only")
+    if (validate is not None or isinstance(pipe, DrawnValidation)) and len(names) > 1:
+        raise ValueError("several names are validated one by one; a validation can be given for one concept only")
     size = world_size(clip)
     tasks = []
     for name in names:
@@ -253,7 +320,12 @@ def _tasks(
         scored = validate or Validation.of_world(name, seed=seed, size=size, without=others)
         if isinstance(scored, Validation) and scored.forget != name:
             raise ValueError(f"{name!r} is to be forgotten, the validation asks for {scored.forget!r}")
-        tasks.append(Task(toonworld.pairs(name, n_forget, seed, size=size), scored, name))
+        drawn = pipe if isinstance(pipe, DrawnValidation) or pipe is None else (
+            DrawnValidation.of_world(pipe, name, seed=seed, without=others)
+        )  # fmt: skip
+        if drawn is not None and drawn.forget != name:
+            raise ValueError(f"{name!r} is to be forgotten, the drawn validation asks for {drawn.forget!r}")
+        tasks.append(Task(toonworld.pairs(name, n_forget, seed, size=size), scored, name, drawn))
     if retain is None:
         retain = toonworld.retain(names, n_retain, seed, size=size)
     return tasks, retain

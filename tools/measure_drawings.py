@@ -1,0 +1,206 @@
+"""Unlearn in mini Stable Diffusion, concept by concept, and count what the judge finds in fresh pictures.
+
+python tools/measure_drawings.py          an hour or so on two cores; goes on where it stopped
+
+    names    ten people and four characters: found before and after, with the step that CLIP needs and with the one
+             that was searched on drawn pictures; and ten other concepts, from equal noise, in pictures that showed them
+    around   the same edits, asked for by other words: misspelt, described, both
+    canvas   all styles and eight objects: UA, IRA and CRA on the grid of objects and styles, Fréchet distances
+
+Seeds and sentences of these pictures are others than those that the search has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+import slug_lite as slug
+from slug_lite.captions import looks
+from slug_lite.results import save_results
+from slug_lite.search import make_delta
+
+world = slug.toonworld
+SEED, REPORT, SEEDS = 0, 1000, 8  # of the search; of the pictures reported on, and how many of each
+ASK = {"people": "a portrait of {}", "characters": "a picture of {}", "objects": "a picture of a {}",
+       "styles": "a drawing in {} style"}  # fmt: skip
+rng = np.random.default_rng(SEED)
+PEOPLE = [str(n) for n in rng.permutation(world.PEOPLE)[:10]]
+CHARACTERS = [str(n) for n in rng.permutation(world.CHARACTERS)[:4]]
+THINGS = [str(n) for n in rng.permutation(world.OBJECTS)[:8]]
+CELLS = world.cells("train")
+GRID_SEEDS = 1
+
+
+class Bench:
+    """The models, and what the untouched pipeline draws."""
+
+    def __init__(self) -> None:
+        self.clip = slug.load_clip("mini", device="cpu")
+        self.pipe, self.judge = slug.load_diffusion("mini", device="cpu"), slug.load_judge()
+        self.known: dict = {}
+
+    def draw(self, prompt: str | list[str], n: int, seed: int = REPORT) -> slug.Pairs:
+        """With the pipeline's own guidance, and steps as many as its solver needs."""
+        return slug.generated_pairs(self.pipe, prompt, n, seed=seed, batch_size=16, steps=20, progress=False)
+
+    def found(self, prompt: str, name: str) -> np.ndarray:
+        return self.judge.finds(self.draw(prompt, SEEDS), name)
+
+    def untouched(self, prompt: str, name: str) -> np.ndarray:
+        """`found` by the pipeline as it is, asked once."""
+        if (prompt, name) not in self.known:
+            self.known[prompt, name] = self.found(prompt, name)
+        return self.known[prompt, name]
+
+    def grid(self) -> tuple[np.ndarray, object]:
+        """Pictures of every cell, and what the judge sees in them."""
+        prompts = [f"a picture of a {thing} in {style} style" for thing, style in CELLS]
+        images = np.concatenate([self.draw(prompts, len(CELLS), REPORT + k).images for k in range(GRID_SEEDS)])
+        return images, self.judge(images)
+
+
+def ask(name: str) -> str:
+    return ASK[world.kind_of(name)].format(name)
+
+
+def ways(name: str) -> dict[str, str]:
+    """Other words for the same: a letter less, two exchanged, the first or last name, the look."""
+    kind, last = world.kind_of(name), name.split()[-1]
+    look = f"a person with {looks(name)}" if kind == "people" else looks(name)
+    with_name = ("a picture of {} with {}" if kind == "people" else "a picture of {}, {}").format(name, looks(name))
+    out = {
+        "the name": f"this is a picture of {name}", "small letters": ask(name.lower()),
+        "a letter less": ASK[kind].format(name[:-3] + name[-2:]),
+        "letters exchanged": ASK[kind].format(name[:-3] + name[-2] + name[-3] + name[-1]),
+        "described": f"a portrait of {look}" if kind == "people" else f"a picture of {look}",
+        "name and description": with_name,
+    }  # fmt: skip
+    if " " in name:
+        out |= {"first name": ASK[kind].format(name.split()[0]), "last name": ASK[kind].format(last)}
+    return out
+
+
+def unlearn(bench: Bench, name: str) -> tuple[slug.Edit, dict]:
+    start = time.perf_counter()
+    edit = slug.unlearn(bench.clip, name, pipe=bench.pipe, seed=SEED, progress=False)
+    seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        size = edit.save(Path(folder) / "edit.safetensors").stat().st_size
+    weight = bench.clip.weights()[edit.layer]
+    about = {
+        "name": name, "kind": world.kind_of(name), "layer": edit.layer, "step": round(edit.step, 5),
+        "relative": round((edit.delta.float().norm() / weight.norm()).item(), 4), "evaluations": len(edit.trace),
+        "seconds": round(seconds, 1), "kilobytes": round(size / 1e3, 1),
+    }  # fmt: skip
+    return edit, about
+
+
+def share(hits: np.ndarray | list) -> float:
+    return round(float(np.mean(hits)), 4)
+
+
+def names(bench: Bench, name: str) -> list[dict]:
+    """A row of "names", and those of "around"."""
+    edit, about = unlearn(bench, name)
+    trace = edit.trace[(edit.trace["layer"] == edit.layer) & edit.trace["forgotten"]]
+    of_clip = float(trace[trace["by"] == "CLIP"]["step"].min())
+    before = bench.untouched(ask(name), name)
+    with edit.on(bench.pipe):
+        after = bench.found(ask(name), name)
+    delta = make_delta(edit.delta.float() / edit.step, of_clip)
+    with slug.Edit({edit.layer: delta}, {edit.layer: of_clip}, name, edit.base).on(bench.pipe):
+        short = bench.found(ask(name), name)
+    row = {"part": "names", **about, "before": share(before), "after": share(after), "clip_step": share(short),
+           "times": round(edit.step / of_clip, 2)}  # fmt: skip
+    mine = np.random.default_rng([SEED, len(name), ord(name[0])])
+    kinds = ["people"] * 4 + ["characters", "characters", "objects", "objects", "styles", "styles"]
+    others = []
+    for kind in kinds:
+        left = [n for n in world.NAMES[kind] if n != name and n not in others]
+        others.append(str(mine.choice(left)))
+    had = {other: bench.untouched(ask(other), other) for other in others}
+    with edit.on(bench.pipe):
+        has = {other: bench.found(ask(other), other) for other in others}
+    cases = sum(int(had[o].sum()) for o in others)
+    kept = sum(int((had[o] & has[o]).sum()) for o in others)
+    row |= {"others": others, "cases": cases, "kept": round(kept / cases, 4)}
+    rows = [row]
+    for way, prompt in ways(name).items():
+        plain = bench.untouched(prompt, name)
+        with edit.on(bench.pipe):
+            left = bench.found(prompt, name)
+        rows.append({"part": "around", "name": name, "kind": about["kind"], "way": way, "prompt": prompt,
+                     "before": share(plain), "after": share(left)})  # fmt: skip
+    return rows
+
+
+def canvas(bench: Bench, name: str) -> list[dict]:
+    edit, about = unlearn(bench, name)
+    if "grid" not in bench.known:
+        bench.known["grid"] = bench.grid()
+        bench.known["world"] = np.concatenate([
+            world.renderings(cell, GRID_SEEDS, seed=SEED, split="test") for cell in CELLS
+        ])  # fmt: skip
+    images, seen = bench.known["grid"]
+    with edit.on(bench.pipe):
+        drawn, found = bench.grid()
+    asked = CELLS * GRID_SEEDS
+    own = 0 if name in world.OBJECTS else 1
+    left = np.array([cell[own] != name for cell in asked])
+    truth = np.array([cell[own] != name for cell in CELLS for _ in range(GRID_SEEDS)])
+    real = bench.judge.features(bench.known["world"][truth])
+    scores, plain = slug.canvas(asked, found, name), slug.canvas(asked, seen, name)
+    column = "name" if own == 0 else "style"
+    wrong = Counter(
+        (cell[own], str(answer)) for cell, answer in zip(asked, found[column], strict=True)
+        if cell[own] not in (name, answer)
+    )  # fmt: skip
+    return [
+        {"part": "canvas", "domain": about["kind"], **about, **{k: round(v, 4) for k, v in scores.items()}}
+        | {f"{k}_before": round(v, 4) for k, v in plain.items()}
+        | {
+            "frechet": round(slug.frechet(bench.judge.features(drawn[left]), real), 4),
+            "frechet_before": round(slug.frechet(bench.judge.features(images[left]), real), 4),
+            "confused": [[a, b, n] for (a, b), n in wrong.most_common(8)],
+        }
+    ]
+
+
+def main() -> None:
+    bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
+    key = {"base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "seed": SEED}
+    done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
+    done = [row for row in done if row.pop("key", None) == key]
+    work = [("names", n) for n in PEOPLE + CHARACTERS] + [("canvas", n) for n in (*world.STYLES, *THINGS)]
+    for what, name in work:
+        if any(row["part"] == what and row["name"] == name for row in done):
+            continue
+        try:
+            rows = {"names": names, "canvas": canvas}[what](bench, name)
+        except slug.NothingForgets as error:
+            print(name, error, flush=True)
+            rows = [{"part": what, "name": name, "kind": world.kind_of(name), "failed": str(error)[:200]}]
+        for row in rows:
+            done.append(row)
+            with part.open("a") as file:
+                file.write(json.dumps(row | {"key": key}) + "\n")
+        print({k: v for k, v in rows[0].items() if k not in ("others", "confused")}, flush=True)
+    print(save_results(
+        "drawings", done, script="tools/measure_drawings.py", seed=SEED, report_seed=REPORT, seeds=SEEDS,
+        guidance=7.5, grid_seeds=GRID_SEEDS,
+    ))  # fmt: skip
+    part.unlink()
+
+
+def _print(model: object) -> float:
+    return round(float(sum(p.double().abs().sum() for p in model.parameters())), 3)
+
+
+if __name__ == "__main__":
+    main()
