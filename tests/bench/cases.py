@@ -19,11 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import open_clip
+import psutil
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import slug_lite as slug
+from slug_lite.diffusion import text_encoder_from
 from slug_lite.edit import add_delta
 from slug_lite.search import first_step, make_delta, search_step
 
@@ -269,7 +271,43 @@ def unlearn(
     return {"seconds": time.perf_counter() - start, "peak_mb": peak() - BASELINE} | sizes(clip)
 
 
-CASES = {f.__name__: f for f in (gradients_time, gradients_memory, growth, search, tries, unlearn)}
+def resident() -> float:
+    """Resident size now, in MB."""
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def pipeline(clip: slug.Clip, what: str) -> dict:
+    """what="whole": find the edit for mini Stable Diffusion, pictures included. what="on": put an edit of the middle of
+    the text tower on a text encoder of its shape, and take it off again; held_mb is what it takes while it is on."""
+    if what == "whole":
+        pipe = slug.load_diffusion("mini", device="cpu")
+        start = time.perf_counter()
+        edit = slug.unlearn(clip, NAME, pipe=pipe, progress=False)
+        looks = int((edit.trace["by"] == "pictures").sum())
+        return {"seconds": time.perf_counter() - start, "looks": looks, "kilobytes": stored(edit),
+                "peak_mb": peak() - BASELINE} | sizes(clip)  # fmt: skip
+    blocks = [n for n in clip.weights() if n.startswith("transformer.") and n.endswith("mlp.c_proj.weight")]
+    layer = blocks[len(blocks) // 2]
+    delta = torch.full_like(clip.weights()[layer], 1e-3, dtype=torch.float16)
+    edit = slug.Edit({layer: delta}, {layer: 1.0}, NAME, slug.fingerprint(clip))
+    encoder = text_encoder_from(clip)
+    weights = sum(w.numel() * w.element_size() for w in encoder.parameters()) / 1e6
+    times, held = [], []
+    for _ in range(5):
+        before, start = resident(), time.perf_counter()
+        with edit.on(encoder):
+            held.append(resident() - before)
+        times.append(time.perf_counter() - start)
+    return {"on_s": statistics.median(times), "held_mb": max(held), "kilobytes": stored(edit), "weights_mb": weights}
+
+
+def stored(edit: slug.Edit) -> float:
+    """Size of the edit's file, in kB."""
+    with tempfile.TemporaryDirectory() as folder:
+        return edit.save(Path(folder) / "edit.safetensors").stat().st_size / 1e3
+
+
+CASES = {f.__name__: f for f in (gradients_time, gradients_memory, growth, search, tries, unlearn, pipeline)}
 
 if __name__ == "__main__":
     case, model, *rest = sys.argv[1:]

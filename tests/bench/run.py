@@ -39,6 +39,8 @@ MATRIX = [
     f"unlearn ViT-L-14 what=plain batch=2 most=2 {L14}",
     f"unlearn ViT-L-14 what=ours batch=2 passes=1 {L14}",
     f"unlearn ViT-L-14 what=ours batch=2 passes=8 {L14}",
+    "pipeline mini what=whole",
+    *[f"pipeline {model} what=on" for model in ("mini", "ViT-L-14", "ViT-H-14")],
     *[f"growth mini forget=48 retain={128 * k} batch=128" for k in (1, 2, 4, 8)],
     *[f"growth ViT-B-32 forget=4 retain={8 * k} batch=8" for k in (1, 2, 4, 8)],
     *[f"growth {model} forget=4 retain=8 batch=4" for model in ("ViT-B-32", "ViT-L-14", "ViT-H-14")],
