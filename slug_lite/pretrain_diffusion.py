@@ -62,7 +62,7 @@ class UnetRecipe:
     warmup: int = 300
     cooldown: float = 0.25
     weight_decay: float = 0.01
-    ema: float = 0.9995
+    ema: float = 0.999
     gamma: float = 5.0  # no noise level weighs more than a signal-to-noise ratio of this
     no_caption: float = 0.1
     channels: tuple[int, ...] = (48, 96, 160)

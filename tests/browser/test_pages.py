@@ -127,3 +127,24 @@ def test_front_page_has_the_two_commands(site, browser):
     browser.get(f"{site}/index.html")
     text = browser.execute_script("return document.body.innerText")
     assert "make book" in text and "make test" in text
+
+
+@pytest.mark.skipif("notebooks/09_unlearning_in_stable_diffusion" not in PAGES, reason="the chapter is not there yet")
+def test_the_slider_moves_without_a_kernel(site, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(f"{site}/notebooks/09_unlearning_in_stable_diffusion.html")
+    figure = browser.find_element(By.CSS_SELECTOR, "figure.slider")
+    pictures, slide = figure.find_elements(By.TAG_NAME, "img"), figure.find_element(By.TAG_NAME, "input")
+
+    def shown():
+        return [k for k, picture in enumerate(pictures) if picture.is_displayed()]
+
+    assert len(pictures) > 3 and shown() == [0]
+    first = figure.find_element(By.TAG_NAME, "output").text
+    slide.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    text = figure.find_element(By.TAG_NAME, "output").text
+    assert shown() == [2] and text != first and slide.get_attribute("aria-valuetext") == text
+    slide.send_keys(Keys.END)
+    assert shown() == [len(pictures) - 1]
