@@ -32,14 +32,21 @@ class AttentionMaps:
     maps: np.ndarray
 
     def of(self, words: str) -> np.ndarray:
-        """The map of words that the prompt has, all their tokens' together: (size, size). KeyError if it has not."""
-        text, wanted = "".join(self.tokens[1:-1]), "".join(words.lower().split())
-        bare, ends = text.replace("</w>", ""), np.cumsum([0] + [len(t.replace("</w>", "")) for t in self.tokens[1:-1]])
-        start = bare.find(wanted)
-        if not wanted or start < 0:
-            raise KeyError(f"the prompt does not say {words!r}; it says {text.replace('</w>', ' ').strip()!r}")
-        own = [k for k in range(len(ends) - 1) if ends[k] < start + len(wanted) and ends[k + 1] > start]
-        return self.maps[[k + 1 for k in own]].sum(0)
+        """The map of whole words that the prompt has, of all their tokens together: (size, size).
+
+        Words that come more than once count every time. KeyError for words that the prompt does not have.
+        """
+        spelt: list[tuple[str, list[int]]] = [("", [])]  # each word of the prompt, and the rows of its tokens
+        for row, token in enumerate(self.tokens[1:-1], 1):
+            spelt[-1] = (spelt[-1][0] + token.removesuffix("</w>"), [*spelt[-1][1], row])
+            if token.endswith("</w>"):
+                spelt.append(("", []))
+        said, wanted = [word for word, _ in spelt], words.lower().split()
+        starts = [k for k in range(len(said)) if wanted and said[k : k + len(wanted)] == wanted]
+        if not starts:
+            raise KeyError(f"the prompt does not say {words!r}; it says {' '.join(said).strip()!r}")
+        rows = {row for start in starts for _, own in spelt[start : start + len(wanted)] for row in own}
+        return self.maps[sorted(rows)].sum(0)
 
 
 @contextmanager
@@ -50,12 +57,11 @@ def _recorded(unet: nn.Module, sums: dict[int, Tensor], counts: Counter[int]) ->
     """
     from diffusers.models.attention_processor import AttnProcessor
 
-    kept = unet.attn_processors
     with ExitStack() as stack:
-        stack.callback(unet.set_attn_processor, kept)
-        unet.set_attn_processor(AttnProcessor())  # the one that has its weights in full
         for name, module in unet.named_modules():
             if name.endswith("attn2"):
+                stack.callback(module.set_processor, module.processor)
+                module.set_processor(AttnProcessor())  # the one that has its weights in full
                 module.get_attention_scores = _adding(module, sums, counts)
                 stack.callback(delattr, module, "get_attention_scores")
         yield
@@ -82,7 +88,8 @@ def attention_maps(
     """Draw `prompt` once, and keep where each of its tokens was heeded: the mean over heads, layers and steps.
 
     The maps of coarser layers are enlarged to the latents' size. Square pictures of the pipeline's own size only; of
-    the two passes that guidance takes, the one with the prompt counts. seed: of the noise, made on the CPU.
+    the two passes that guidance takes, the one with the prompt counts. seed: of the noise, made on the CPU; picture k
+    of `generated_pairs` has the seed `diffusion.picture_seed(seed, k)`.
     steps, guidance_scale: None takes the pipeline's own. Raises ValueError for another kind of pipeline or no text;
     the pipeline is left as it was.
     """

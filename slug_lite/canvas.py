@@ -34,7 +34,9 @@ def canvas(asked: Sequence[tuple[str, str]], found: pd.DataFrame, forgotten: str
     seen = found[["name", "style"]].to_numpy(dtype=object)
     mine = wanted[:, own] == forgotten
     if mine.all() or not mine.any():
-        raise ValueError(f"{mine.sum()} of {len(mine)} pictures were asked for with {forgotten!r}; some must be")
+        raise ValueError(
+            f"{mine.sum()} of {len(mine)} pictures were asked for with {forgotten!r}; some must be, and some must not"
+        )
     right = wanted == seen
     return {
         "UA": float((seen[mine, own] != forgotten).mean()),

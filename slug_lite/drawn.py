@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import toonworld
-from .diffusion import check_draws, encoder_of, generated_pairs
+from .diffusion import check_draws, generated_pairs
+from .edit import DELTA_DTYPE, Edit
 from .metrics import embed_images, margin_scores, zero_shot_classifier
-from .models import Clip
+from .models import Clip, eval_mode
 from .pairs import unknown
-from .text_tower import carry
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -36,10 +36,11 @@ class DrawnValidation:
     prompts: what to draw of it, in turns, `n` pictures in all
     others:  (prompt, name) of what must stay, one picture each
     names:   for each kind the names that are told apart; templates: for each kind its caption templates
-    seed, steps, guidance_scale: see `generated_pairs`
+    seed, steps, guidance_scale, batch_size: see `generated_pairs`
 
-    The pictures are named by the CLIP's vision tower and by its names as they were before any edit of the text tower.
-    Raises ValueError for what draws no pictures, no prompts, and names that do not fit.
+    The pictures are named by the CLIP's vision tower, with its names as they were before any edit of the text tower.
+    Raises ValueError for what draws no pictures, no prompts, and names and templates that do not fit, KeyError for
+    names that are none of `names`.
     """
 
     pipe: StableDiffusionPipeline
@@ -52,24 +53,32 @@ class DrawnValidation:
     seed: int = 0
     steps: int | None = 20
     guidance_scale: float | None = None
+    batch_size: int = 4
 
     def __post_init__(self) -> None:
         check_draws(self.pipe)
-        if isinstance(self.prompts, str) or not self.prompts or self.n < 1:
-            raise ValueError(f"prompts={self.prompts!r}, n={self.n}; give a sequence of texts, and draw one at least")
+        if isinstance(self.prompts, str) or not self.prompts or min(self.n, self.batch_size) < 1:
+            raise ValueError(
+                f"prompts={self.prompts!r}, n={self.n}, batch_size={self.batch_size}; give a sequence of texts, and "
+                "draw one at least"
+            )
         if set(self.names) != set(self.templates):
             raise ValueError(f"names are for the kinds {list(self.names)}, templates for {list(self.templates)}")
+        few = [kind for kind, names in self.names.items() if len(names) < 2]
+        bare = [kind for kind, some in self.templates.items() if isinstance(some, str) or not some]
+        if few or bare:
+            raise ValueError(f"the kinds {few} need two names at least, the kinds {bare} a sequence of templates")
         known = [name for names in self.names.values() for name in names]
         for name in (self.forget, *(name for _, name in self.others)):
             if name not in known:
                 raise unknown(name, known, "name to draw")
             if known.count(name) > 1:
-                raise ValueError(f"{name!r} is of {known.count(name)} kinds; it must be of one")
+                raise ValueError(f"{name!r} is there {known.count(name)} times; it must be one name of one kind")
 
     @classmethod
     def of_world(
         cls, pipe: StableDiffusionPipeline, forget: str, *, n: int = 12, others: int = 24, seed: int = 0,
-        split: str = "val", steps: int | None = 20, without: Sequence[str] = (),
+        split: str = "val", steps: int | None = 20, without: Sequence[str] = (), batch_size: int = 12,
     ) -> DrawnValidation:  # fmt: skip
         """n pictures of a concept of the mini world and one of `others` other names, as many of each kind.
 
@@ -77,89 +86,101 @@ class DrawnValidation:
         """
         prompts = [template.format(forget) for template in toonworld.templates(toonworld.kind_of(forget), split)]
         generator = torch.Generator().manual_seed(seed)
-        drawn = []
-        for kind, names in toonworld.NAMES.items():
+        drawn, kinds = [], len(toonworld.NAMES)
+        for k, (kind, names) in enumerate(toonworld.NAMES.items()):
             left = [name for name in names if name not in (forget, *without)]
-            for k in torch.randperm(len(left), generator=generator)[: others // len(toonworld.NAMES)].tolist():
-                drawn.append((toonworld.templates(kind, split)[0].format(left[k]), left[k]))
+            for i in torch.randperm(len(left), generator=generator)[: (others + kinds - 1 - k) // kinds].tolist():
+                drawn.append((toonworld.templates(kind, split)[0].format(left[i]), left[i]))
         templates = {kind: toonworld.templates(kind, split) for kind in toonworld.NAMES}
-        return cls(pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps)
+        return cls(
+            pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, batch_size=batch_size
+        )  # fmt: skip
 
     def prepare(self, clip: Clip) -> DrawnScorer:
         """Embed the names, with the weights as they are now."""
         return DrawnScorer(self, clip)
 
-    def __call__(self, clip: Clip) -> dict[str, float]:
-        """Score what is drawn with the CLIP's text tower as it is; its names are asked as they are too."""
-        return self.prepare(clip).score()
-
 
 class DrawnScorer:
-    """A `DrawnValidation` on one CLIP, whose names were embedded at the weights of that moment."""
+    """A `DrawnValidation` on one CLIP, whose names were embedded at the weights of that moment.
+
+    What is drawn is drawn by the pipeline as it is at every call, with the edits that are on it.
+    """
 
     def __init__(self, validation: DrawnValidation, clip: Clip) -> None:
         self.validation, self.clip = validation, clip
-        self.classifiers = {
-            kind: zero_shot_classifier(clip, names, validation.templates[kind])
-            for kind, names in validation.names.items()
-        }
+        with eval_mode(clip.model):
+            self.classifiers = {
+                kind: zero_shot_classifier(clip, names, validation.templates[kind])
+                for kind, names in validation.names.items()
+            }
         self.kind = next(kind for kind, names in validation.names.items() if validation.forget in names)
 
-    def _logits(self, prompts: Sequence[str], n: int, kind: str, seed: int) -> Tensor:
-        """How well what is drawn fits each name of a kind, (n, names), in logits, on the CPU."""
-        own = self.validation
-        with as_encoder(self.clip, own.pipe):
-            drawn = generated_pairs(
-                own.pipe, prompts, n, seed=seed, batch_size=n, steps=own.steps, guidance_scale=own.guidance_scale,
-                progress=False,
-            )  # fmt: skip
-        images = embed_images(self.clip, self.clip.pixels(drawn))
-        return (self.clip.logit_scale() * images @ self.classifiers[kind].T).float().cpu()
+    def of_layer(self, layer: str) -> DrawnLayerScorer:
+        """Scores after changes of one layer of the CLIP, which go to the pipeline as an edit would."""
+        return DrawnLayerScorer(self, layer)
 
-    def __call__(self) -> dict[str, float]:
-        return self.score()
+    def _embed(self, prompts: Sequence[str], n: int) -> Tensor:
+        """Unit vectors (n, dim) of n pictures."""
+        own = self.validation
+        drawn = generated_pairs(
+            own.pipe, prompts, n, seed=own.seed, batch_size=own.batch_size, steps=own.steps,
+            guidance_scale=own.guidance_scale, progress=False,
+        )  # fmt: skip
+        with eval_mode(self.clip.model):
+            return embed_images(self.clip, self.clip.pixels(drawn))
+
+    def _logits(self, images: Tensor, kind: str) -> Tensor:
+        """How well pictures fit each name of a kind, (n, names), in logits, on the CPU."""
+        return (self.clip.logit_scale() * images @ self.classifiers[kind].T).float().cpu()
 
     @torch.no_grad()
     def forgetting(self) -> dict[str, float]:
         """Is the concept still drawn? "forget_accuracy", "margin" and "clearance" as `Scorer.forgetting` has them."""
         own = self.validation
         position = own.names[self.kind].index(own.forget)
-        return margin_scores(self._logits(own.prompts, own.n, self.kind, own.seed), position)
+        return margin_scores(self._logits(self._embed(own.prompts, own.n), self.kind), position)
 
     @torch.no_grad()
     def retaining(self) -> dict[str, float]:
         """Is everything else still drawn? Accuracies by kind, "retain_accuracy" and "retain_loss", as `Scorer` has."""
         own, accuracy, losses = self.validation, dict[str, float](), []
-        for kind, names in own.names.items():
-            asked = [(prompt, names.index(name)) for prompt, name in own.others if name in names]
-            if not asked:
-                continue
-            logits = self._logits([prompt for prompt, _ in asked], len(asked), kind, own.seed)
-            wanted = torch.tensor([position for _, position in asked])
-            accuracy[kind] = logits.argmax(1).eq(wanted).float().mean().item()
-            losses.append(F.cross_entropy(logits, wanted).item())
-        if not losses:
+        if not own.others:
             return {}
+        images = self._embed([prompt for prompt, _ in own.others], len(own.others))
+        for kind, names in own.names.items():
+            rows = [(k, names.index(name)) for k, (_, name) in enumerate(own.others) if name in names]
+            if rows:
+                logits = self._logits(images[[k for k, _ in rows]], kind)
+                wanted = torch.tensor([position for _, position in rows])
+                accuracy[kind] = logits.argmax(1).eq(wanted).float().mean().item()
+                losses.append(F.cross_entropy(logits, wanted).item())
         mean = {"retain_accuracy": sum(accuracy.values()) / len(losses), "retain_loss": sum(losses) / len(losses)}
         return accuracy | mean
 
-    def score(self) -> dict[str, float]:
-        """All scores."""
+
+class DrawnLayerScorer:
+    """Scores what is drawn after changes of one layer of the CLIP, since this scorer was made."""
+
+    def __init__(self, scorer: DrawnScorer, layer: str) -> None:
+        self.scorer, self.layer = scorer, layer
+        self.original = scorer.clip.weights()[layer].detach().clone()
+
+    @contextmanager
+    def _carried(self) -> Iterator[None]:
+        delta = (self.scorer.clip.weights()[self.layer].detach() - self.original).to(DELTA_DTYPE).cpu()
+        with Edit({self.layer: delta}, {self.layer: 1.0}, "the try", "").on(self.scorer.validation.pipe, force=True):
+            yield
+
+    def forgetting(self) -> dict[str, float]:
+        """Is the concept still drawn? See `DrawnScorer.forgetting`."""
+        with self._carried():
+            return self.scorer.forgetting()
+
+    def retaining(self) -> dict[str, float]:
+        """Is everything else still drawn? See `DrawnScorer.retaining`."""
+        with self._carried():
+            return self.scorer.retaining()
+
+    def __call__(self) -> dict[str, float]:
         return self.forgetting() | self.retaining()
-
-
-@contextmanager
-@torch.no_grad()
-def as_encoder(clip: Clip, pipe: StableDiffusionPipeline) -> Iterator[None]:
-    """For the length of a with-block the pipeline reads with the CLIP's text tower as it is now, edits and all."""
-    weights = dict(encoder_of(pipe).named_parameters())
-    text = {n: w.detach() for n, w in clip.weights().items() if clip.tower(n) == "text" and "text_projection" not in n}
-    carried = {name: w for name, w in carry(text, weights).items() if name in weights}
-    kept = {name: weights[name].detach().clone() for name in carried}
-    try:
-        for name, value in carried.items():
-            weights[name].copy_(value)
-        yield
-    finally:
-        for name, value in kept.items():
-            weights[name].copy_(value)

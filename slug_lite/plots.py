@@ -92,8 +92,9 @@ def slider(frames: Mapping[str, np.ndarray], *, label: str, alt: str, width: int
     """
     from IPython.display import HTML
 
-    if len(frames) < 2:
-        raise ValueError(f"{len(frames)} frames; a slider needs two at least")
+    shapes = {(image.dtype.name, image.shape) for image in frames.values()}
+    if len(frames) < 2 or len(shapes) > 1:
+        raise ValueError(f"{len(frames)} frames of {shapes}; a slider needs two at least, all of one shape and type")
     pictures = []
     for image in frames.values():
         file = BytesIO()
@@ -114,7 +115,8 @@ def slider(frames: Mapping[str, np.ndarray], *, label: str, alt: str, width: int
     return HTML(
         f'<figure class="slider" style="max-width:{width}px;margin:1em 0">{images}'
         f'<label style="display:block">{escape(label)}: <output>{texts[0]}</output>'
-        f'<input type="range" min="0" max="{len(frames) - 1}" value="0" step="1" aria-valuetext="{texts[0]}" '
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="0" step="1" '
+        f'aria-label="{escape(label)}" aria-valuetext="{texts[0]}" '
         f'data-texts="{escape(json.dumps(list(frames)))}" oninput="{escape(move)}" style="width:100%;height:2em">'
         "</label></figure>"
     )

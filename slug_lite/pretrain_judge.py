@@ -39,7 +39,7 @@ FEATURES = ("hair", "hair_color", "skin", "beard", "glasses")
 class JudgeRecipe:
     """How the judge is trained; the defaults are those of the shipped weights."""
 
-    steps: int = 2600
+    steps: int = 3200
     batch: int = 112  # two thirds of it renderings, one third none of these
     lr: float = 2e-3
     warmup: int = 100

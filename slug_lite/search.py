@@ -120,7 +120,9 @@ def search_step(
     weight = clip.weights()[layer]
     if gradient.shape != weight.shape:
         raise ValueError(f"the gradient is {tuple(gradient.shape)}, the weight {layer!r} is {tuple(weight.shape)}")
-    original, step = weight.detach().clone(), start or first_step(weight, gradient)
+    if start is not None and not 0 < start < math.inf:
+        raise ValueError(f"start={start}; a step to begin with is positive")
+    original, step = weight.detach().clone(), first_step(weight, gradient) if start is None else start
     short, enough, best = None, None, None
     probe = score if whole else getattr(score, "forgetting", score)
     rows: list[dict] = []

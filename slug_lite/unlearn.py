@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -44,8 +44,10 @@ def unlearn(
         with a retain set and `validate`.
     tower: "vision" or "text" looks there alone.
     pipe: a pipeline of Stable Diffusion whose text encoder is the text tower of `clip`. Only layers that it has are
-        looked at, and the step found is made longer until its own pictures no longer show the concept. Give a
-        `DrawnValidation` to say what to have drawn, as is needed for a forget set of your own.
+        looked at. In each that CLIP forgets by, best first, the step is made longer, in up to `evaluations` more
+        tries, until the pipeline's own pictures no longer show the concept; the first after which no more than one
+        of its other pictures is lost is taken. Give a `DrawnValidation` to say what to have drawn, as is needed for
+        a forget set of your own.
     validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
         "retain_accuracy"; with several names there is none to give.
     rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. Where no layer's margin
@@ -103,14 +105,16 @@ def unlearn(
     )  # fmt: skip
     gradients = _keep_off(clip, gradients, spare, batch_size, passes, progress)
     settings = {"evaluations": evaluations, "rule": rule, "clearance": clearance, "progress": progress}
-    painters = [task.drawn.prepare(clip) if task.drawn else None for task in tasks]
+    painters = [_painter(clip, task) for task in tasks]
     edits: dict[int, Edit] = {}
     traces: list[pd.DataFrame] = []
     for turn in range(2 if len(tasks) > 1 else 1):  # the second time in the company of all, first the layer found
         for k, task in enumerate(tasks):
             order, before = ranked(gradients[k].stats), [edits[k].layers] if k in edits else []
             company = [edit for i, edit in edits.items() if i != k]
-            with merge(company).on(clip) if company else nullcontext():
+            with ExitStack() as stack:
+                for target in [clip, drawer] if company else []:
+                    stack.enter_context(merge(company).on(target) if target is not None else nullcontext())
                 edits[k] = _best_edit(
                     clip, gradients[k], [*before, *order], tolerance, task, base, settings, painters[k]
                 )
@@ -189,12 +193,16 @@ def _best_edit(
     with eval_mode(clip.model):
         validate = task.validate.prepare(clip) if isinstance(task.validate, Validation) else task.validate
         untouched = validate.score() if isinstance(validate, Scorer) else validate(clip)
-    scores = painter.retaining() if painter else untouched
-    traces, enough = [], scores.get("retain_accuracy", 0.0) - tolerance
+    enough = (painter.retaining() if painter else untouched).get("retain_accuracy", 0.0) - tolerance
+    if painter and painter.validation.others:
+        enough -= 1 / len(painter.validation.others)
+    traces = []
     for width in (settings["clearance"], settings["clearance"] / 2)[: 2 if settings["rule"] == "margin" else 1]:
         found: dict[str, Search] = {}
+        by_clip = False
         for front in fronts:
             more = search_layers(clip, gradients, front, validate, **{**settings, "clearance": width})
+            by_clip |= best_layer(more) is not None
             traces += [search.trace.assign(asked=width) for search in more.values()]
             if painter:
                 traces = [trace.assign(by="CLIP") if "by" not in trace else trace for trace in traces]
@@ -208,10 +216,14 @@ def _best_edit(
             step = float(found[layer].step)
             delta = make_delta(gradients.forget[layer], step).cpu()
             return Edit({layer: delta}, {layer: step}, task.label, base, trace=pd.concat(traces, ignore_index=True))
+        if by_clip:
+            break  # CLIP forgot, the painter did not: shorter steps will not do better
     trace = pd.concat(traces, ignore_index=True)
     message = f"none of {trace['layer'].nunique() if len(trace) else 0} layers forgot {task.label!r} "
     message += f"in {settings['evaluations']} evaluations each"
     if len(trace):
+        if painter and (trace["by"] == "pictures").any():
+            trace, message = trace[trace["by"] == "pictures"], f"{message}; the pipeline still draws it"
         near = trace.sort_values("forget_accuracy", kind="stable").iloc[0]
         clear = f", clearance {near['clearance']:.2g}" if "clearance" in trace else ""
         message += f"; nearest: {near['layer']} at step {near['step']:.3g}, "
@@ -252,14 +264,27 @@ def lengthen(
     Stops at the first layer after which the pipeline keeps a retained accuracy of `enough`.
     """
     out: dict[str, Search] = {}
-    for layer in by_preference(found):
+    for layer in bar(by_preference(found), desc="drawing", show=settings["progress"]):
         out[layer] = search_step(
-            clip, layer, gradients.forget[layer], painter, start=found[layer].step, rule=settings["rule"],
-            evaluations=settings["evaluations"], clearance=PAINTED, precision=0.1,
+            clip, layer, gradients.forget[layer], painter.of_layer(layer), start=found[layer].step,
+            rule=settings["rule"], evaluations=settings["evaluations"], clearance=PAINTED, precision=0.1,
         )  # fmt: skip
         if out[layer].score is not None and out[layer].score.get("retain_accuracy", 0.0) >= enough:
             break
     return out
+
+
+def _painter(clip: Clip, task: Task) -> DrawnScorer | None:
+    """What scores the pipeline's pictures. ValueError where it does not draw the concept, so that none can go."""
+    if task.drawn is None:
+        return None
+    painter = task.drawn.prepare(clip)
+    if painter.forgetting()["forget_accuracy"] == 0:
+        raise ValueError(
+            f"CLIP finds {task.label!r} in none of {task.drawn.n} pictures that the pipeline draws of it: there is "
+            "nothing to forget, or other prompts are needed"
+        )
+    return painter
 
 
 def by_preference(found: dict[str, Search]) -> list[str]:
@@ -281,9 +306,15 @@ def _check_pipe(clip: Clip, pipe: StableDiffusionPipeline | None, tower: str | N
     if tower == "vision":
         raise ValueError("a pipeline has no vision tower; tower is 'text' where pipe is given")
     check_draws(pipe)
-    layer = next(n for n, w in clip.weights().items() if clip.tower(n) == "text" and has_layer(pipe, n))
+    layer = next((n for n in clip.weights() if clip.tower(n) == "text" and has_layer(pipe, n)), None)
+    if layer is None:
+        raise ValueError("the pipeline's text encoder has no weight of this CLIP's text tower")
     nothing = torch.zeros_like(clip.weights()[layer], dtype=torch.float16)
-    Edit({layer: nothing}, {layer: 0.0}, "nothing", fingerprint(clip)).check(pipe)
+    try:
+        Edit({layer: nothing}, {layer: 0.0}, "nothing", fingerprint(clip)).check(pipe)
+    except ValueError as error:
+        reason = str(error).replace("the edit was made for the model", "the CLIP is").partition("; force=")[0]
+        raise ValueError(f"the pipeline's text encoder is not this CLIP's text tower: {reason}") from error
     return "text"
 
 
@@ -305,6 +336,9 @@ def _tasks(
         if shared and isinstance(validate, Validation) and validate.forget not in shared:
             shown = ", ".join(sorted(shared))
             raise ValueError(f"the forget set shows {shown}, the validation asks for {validate.forget}")
+        if shared and pipe is not None and pipe.forget not in shared:
+            shown = ", ".join(sorted(shared))
+            raise ValueError(f"the forget set shows {shown}, the drawn validation asks for {pipe.forget}")
         return [Task(concept, validate, " + ".join(sorted(shared)) or "the forget set", pipe)], retain
     names = [concept] if isinstance(concept, str) else concept
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):

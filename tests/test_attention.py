@@ -47,15 +47,29 @@ def test_a_token_that_is_heeded_alone_has_the_whole_map(pipe):  # noqa: F811
     assert np.allclose(maps.of("c"), 1, atol=1e-4) and maps.of("a").max() < 1e-4
 
 
+def test_the_maps_are_of_the_pass_with_the_prompt(pipe):  # noqa: F811
+    """At the first step, where both passes have seen nothing but the noise, without and with guidance alike."""
+    with_guidance, without = (
+        slug.attention_maps(pipe, "a portrait of Zorbo", seed=1, steps=1, guidance_scale=w) for w in (7.5, 1.0)
+    )
+    assert np.allclose(with_guidance.maps, without.maps, atol=1e-5)
+    empty = slug.attention_maps(pipe, "of", seed=1, steps=1, guidance_scale=1.0)
+    assert not np.allclose(with_guidance.maps[1], empty.maps[1], atol=1e-5)
+
+
 def test_words_of_several_tokens(pipe):  # noqa: F811
     maps = slug.attention_maps(pipe, "a portrait of Ada Sunfield", steps=1)
+    cats = slug.attention_maps(pipe, "a location of a cat and a cat", steps=1)
+    own = [k for k, token in enumerate(cats.tokens) if token == "cat</w>"]
+    assert len(own) == 2 and np.array_equal(cats.of("cat"), cats.maps[own].sum(0))
+    assert np.allclose(cats.of("a cat"), cats.maps[[*own, *(k - 1 for k in own)]].sum(0))
     words = [token.replace("</w>", "") for token in maps.tokens]
     last = [k for k, word in enumerate(words) if word in "sunfield" and k > 3]
     assert len(last) > 1 and "".join(words[k] for k in last) == "sunfield"
     assert np.array_equal(maps.of("Sunfield"), maps.maps[last].sum(0))
     assert np.allclose(maps.of("Ada Sunfield"), maps.of("ada") + maps.of("sunfield"))
     assert np.array_equal(maps.of("portrait"), maps.maps[2])
-    for words in ("Bruno", ""):
+    for words in ("Bruno", "", "field", "portrait Ada"):
         with pytest.raises(KeyError, match="does not say"):
             maps.of(words)
 

@@ -64,7 +64,12 @@ def test_frechet_of_covariances_with_other_axes():
 
 def test_frechet_with_fewer_pictures_than_features():
     rng = np.random.default_rng(2)
-    assert slug.frechet(rng.standard_normal((5, 20)), rng.standard_normal((6, 20))) > 0
+    a, b = rng.standard_normal((5, 20)), rng.standard_normal((6, 20))
+    values = np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T))
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T))
+    expected -= 2 * np.sqrt(values.real.clip(0)).sum()
+    assert slug.frechet(a, b) == pytest.approx(expected, rel=1e-5)
+    assert slug.frechet(a, a) == pytest.approx(0, abs=1e-6) and slug.frechet(b, b) == pytest.approx(0, abs=1e-6)
 
 
 def test_what_frechet_refuses():

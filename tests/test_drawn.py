@@ -1,6 +1,9 @@
 """The step for a pipeline is searched on what it draws: a painter of ours, who stops to know a name when we say."""
 
+import copy
+
 import numpy as np
+import open_clip
 import pytest
 import torch
 from test_diffusion import build, parts, pipeline  # noqa: F401 - a fixture among them
@@ -8,7 +11,6 @@ from test_diffusion import build, parts, pipeline  # noqa: F401 - a fixture amon
 import slug_lite as slug
 from slug_lite import drawn as D
 from slug_lite.diffusion import has_layer, text_encoder_from
-from slug_lite.drawn import as_encoder
 
 world = slug.toonworld
 NAME = "Ada Sunfield"
@@ -37,7 +39,7 @@ def painter(pipe, mini, monkeypatch):
         spoils = staticmethod(lambda change: False)
 
     def draws(drawer, prompts, n, *, seed=0, batch_size=4, steps=None, guidance_scale=None, progress=True):
-        assert drawer is pipe and batch_size == n and not progress
+        assert drawer is pipe and not progress
         weights = dict(pipe.text_encoder.named_parameters())
         change = {k: (p - original[k]).norm().item() for k, p in weights.items() if not torch.equal(p, original[k])}
         Painter.asked.append((tuple(prompts), n, seed, steps, change))
@@ -45,7 +47,8 @@ def painter(pipe, mini, monkeypatch):
         pictures = []
         for k in range(n):
             shown = next(n for n in sorted(names, key=len, reverse=True) if n in prompts[k % len(prompts)])
-            if (shown == NAME and not Painter.knows(change)) or (shown != NAME and Painter.spoils(change)):
+            gone, to_go = not Painter.knows(change), shown in Painter.names
+            if (to_go and gone) or (not to_go and Painter.spoils(change)):
                 shown = "Hugo Duportal" if shown != "Hugo Duportal" else "Felix Moorhaven"
             cell = (shown,)
             if shown in world.OBJECTS:
@@ -55,7 +58,7 @@ def painter(pipe, mini, monkeypatch):
             pictures.append(world.renderings(cell, 1, seed=seed + k, split="val")[0])
         return slug.Pairs(np.stack(pictures), [prompts[k % len(prompts)] for k in range(n)])
 
-    Painter.asked = []
+    Painter.asked, Painter.names = [], (NAME,)
     monkeypatch.setattr(D, "generated_pairs", draws)
     yield Painter
     assert all(torch.equal(p, original[n]) for n, p in pipe.text_encoder.named_parameters())
@@ -113,8 +116,25 @@ def test_a_layer_that_costs_the_others_is_passed_over(mini, pipe, painter, quick
 
 
 def test_a_painter_who_never_forgets(mini, pipe, painter, quick):
-    with pytest.raises(slug.NothingForgets, match="Ada Sunfield"):
+    with pytest.raises(slug.NothingForgets, match=r"still draws it; nearest: .* accuracy 100%") as caught:
         slug.unlearn(mini, NAME, pipe=pipe, validate=quick, evaluations=6, **QUICK)
+    assert set(caught.value.trace["by"]) == {"pictures"}
+
+
+def test_a_painter_who_never_knew(mini, pipe, painter, quick):
+    painter.knows = staticmethod(lambda change: False)
+    with pytest.raises(ValueError, match="nothing to forget"):
+        slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
+
+
+def test_two_names_in_the_company_of_each_other(mini, pipe, painter):
+    """With the first edit on the pipeline too: the painter sees both changes while the second is searched."""
+    painter.knows, painter.names = staticmethod(lambda change: not change), (NAME, "Zorbo")
+    edit = slug.unlearn(mini, [NAME, "Zorbo"], pipe=pipe, spare=(), **QUICK)
+    assert len(edit.steps) == 2 or len(edit.layers) == 1
+    both = [change for *_, change in painter.asked if len(change) > 1]
+    assert both and edit.check(pipe)
+    assert set(edit.trace["by"]) == {"CLIP", "pictures"}
 
 
 def test_what_the_pipeline_lacks_is_not_looked_at(mini, pipe):
@@ -127,38 +147,73 @@ def test_what_the_pipeline_lacks_is_not_looked_at(mini, pipe):
     assert not has_layer(shorter, "transformer.resblocks.3.mlp.c_proj.weight")
 
 
+def negated(clip):
+    """The same CLIP, with one weight of the text tower's second block turned round."""
+    other = slug.Clip(copy.deepcopy(clip.model), clip.tokenizer, clip.preprocess)
+    other.weights()["transformer.resblocks.1.mlp.c_fc.weight"].data.neg_()
+    return other
+
+
 def pipeline_without_last(pipe, clip):
     models = {k: getattr(pipe, k) for k in ("unet", "vae", "tokenizer", "scheduler")}
     return pipeline(models, text_encoder_from(clip, skip=1))
 
 
-def test_the_encoder_is_the_towers_for_a_while(parts):  # noqa: F811
-    clip = build()
-    pipe = pipeline(parts, text_encoder_from(clip))
-    before = {n: p.detach().clone() for n, p in pipe.text_encoder.named_parameters()}
-    layer = "transformer.resblocks.1.attn.in_proj_weight"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", ["clip's", "custom", "one block less"])
+def test_a_try_reaches_the_pipeline_as_the_edit_will(parts, monkeypatch, kind, dtype):  # noqa: F811
+    clip = build(maker=open_clip.CustomTextCLIP if kind == "custom" else open_clip.CLIP)
+    pipe = pipeline(parts, text_encoder_from(clip, skip=int(kind == "one block less")), dtype)
+    layer = next(n for n in clip.weights() if n.endswith("transformer.resblocks.0.attn.in_proj_weight")
+                 and clip.tower(n) == "text")  # fmt: skip
     delta = 0.3 * torch.randn(clip.weights()[layer].shape, generator=torch.Generator().manual_seed(0))
     edit = slug.Edit({layer: delta.half()}, {layer: 1.0}, NAME, slug.fingerprint(clip))
+    before, wanted = encoder_state(pipe), []
     with edit.on(pipe):
-        wanted = {n: p.detach().clone() for n, p in pipe.text_encoder.named_parameters()}
-    with edit.on(clip), pytest.raises(ZeroDivisionError), as_encoder(clip, pipe):
-        assert all(torch.equal(p, wanted[n]) for n, p in pipe.text_encoder.named_parameters())
+        wanted.append(encoder_state(pipe))
+    validation = slug.DrawnValidation(pipe, NAME, [f"a {NAME}"], [], {"people": world.PEOPLE}, {"people": ["{}"]}, n=2)
+    seen = []
+
+    def draws(*_, **__):
+        seen.append(encoder_state(pipe))
         raise ZeroDivisionError
-    assert all(torch.equal(p, before[n]) for n, p in pipe.text_encoder.named_parameters())
+
+    monkeypatch.setattr(D, "generated_pairs", draws)
+    clip.model.train()
+    scorer = validation.prepare(clip).of_layer(layer)
+    clip.weights()[layer].data.add_(delta.half().float())  # as the search does it
+    for ask in (scorer.forgetting, lambda: scorer()):
+        with pytest.raises(ZeroDivisionError):
+            ask()
+    assert clip.model.training and len(seen) == 2
+    for changed in seen:
+        assert all((changed[n] - wanted[0][n]).abs().max() <= 1e-3 * wanted[0][n].abs().max() for n in changed)
+        assert any(not torch.equal(changed[n], before[n]) for n in changed)
+    assert all(torch.equal(p, before[n]) for n, p in encoder_state(pipe).items())
 
 
-def test_a_drawn_validation_scores_the_clip_as_it_is(mini, pipe, painter):
+def encoder_state(pipe):
+    return {n: p.detach().clone() for n, p in pipe.text_encoder.named_parameters()}
+
+
+def test_what_is_drawn_is_scored(mini, pipe, painter):
     painter.knows = staticmethod(lambda change: not change)
-    score = slug.DrawnValidation.of_world(pipe, NAME, n=6, others=8)
-    assert len(score.others) == 8 and not any(name == NAME for _, name in score.others)
-    known = score(mini)
-    assert known["forget_accuracy"] == 1 and known["margin"] < 0 and known["retain_accuracy"] == 1
+    score = slug.DrawnValidation.of_world(pipe, NAME, n=6, others=9)
+    assert len(score.others) == 9 and not any(name == NAME for _, name in score.others)
+    scorer = score.prepare(mini)
+    known, kept = scorer.forgetting(), scorer.retaining()
+    assert known["forget_accuracy"] == 1 and known["margin"] < 0 and kept["retain_accuracy"] == 1
+    assert {asked[1] for asked in painter.asked} == {6, 9}
     layer = "transformer.resblocks.1.mlp.c_fc.weight"
     edit = slug.Edit({layer: torch.full(mini.weights()[layer].shape, 1e-3).half()}, {layer: 1.0}, NAME,
                      slug.fingerprint(mini))  # fmt: skip
-    scorer = score.prepare(mini)
-    with edit.on(mini):
-        assert scorer.forgetting()["forget_accuracy"] == 0 and scorer()["retain_accuracy"] == 1
+    with edit.on(pipe):  # an edit that is on the pipeline counts
+        assert scorer.forgetting()["forget_accuracy"] == 0
+    painter.spoils = staticmethod(bool)
+    with edit.on(pipe):
+        lost = scorer.retaining()
+    assert lost["retain_accuracy"] < 0.5 and lost["retain_loss"] > kept["retain_loss"]
+    assert slug.DrawnValidation.of_world(pipe, NAME, others=0).prepare(mini).retaining() == {}
     less = slug.DrawnValidation.of_world(pipe, NAME, others=8, without=["Bruno Marlowick", "cat"])
     assert not {"Bruno Marlowick", "cat"} & {name for _, name in less.others}
 
@@ -168,14 +223,18 @@ def test_bad_requests(mini, pipe, parts, quick):  # noqa: F811
         slug.unlearn(mini, NAME, pipe=pipe, tower="vision")
     with pytest.raises(ValueError, match="drawn by a StableDiffusionPipeline"):
         slug.unlearn(mini, NAME, pipe=pipe.text_encoder)
-    with pytest.raises(ValueError, match=r"text tower is not this one|is \("):
-        slug.unlearn(mini, NAME, pipe=pipeline(parts, text_encoder_from(build())))
+    for clip, message in ((build(), r"is not this CLIP's text tower: .*is \("), (negated(mini), "differ in block 1")):
+        with pytest.raises(ValueError, match=message) as caught:
+            slug.unlearn(mini, NAME, pipe=pipeline(parts, text_encoder_from(clip)))
+        assert "force" not in str(caught.value)
     own, rest = world.pairs(NAME, n=4), world.retain([NAME], n=8)
     with pytest.raises(ValueError, match="DrawnValidation as pipe="):
         slug.unlearn(mini, own, rest, validate=quick, pipe=pipe)
     other = slug.DrawnValidation.of_world(pipe, "Zorbo")
     with pytest.raises(ValueError, match="asks for 'Zorbo'"):
         slug.unlearn(mini, NAME, pipe=other)
+    with pytest.raises(ValueError, match="the forget set shows Ada Sunfield, the drawn validation asks for Zorbo"):
+        slug.unlearn(mini, own, rest, validate=quick, pipe=other)
     with pytest.raises(ValueError, match="one by one"):
         slug.unlearn(mini, [NAME, "Zorbo"], pipe=other)
     settings = {"others": [], "names": world.NAMES, "templates": {kind: ["{}"] for kind in world.NAMES}}
@@ -184,7 +243,10 @@ def test_bad_requests(mini, pipe, parts, quick):  # noqa: F811
         ({"n": 0}, ValueError, "n=0"), ({"pipe": mini}, ValueError, "drawn by a"),
         ({"forget": "Ada Sunfeld"}, KeyError, "Ada Sunfield"), ({"others": [("x", "catt")]}, KeyError, "cat"),
         ({"templates": {"people": ["{}"]}}, ValueError, "templates for"),
-        ({"names": {**world.NAMES, "objects": ("cat", NAME)}}, ValueError, "of 2 kinds"),
+        ({"names": {**world.NAMES, "objects": ("cat", NAME)}}, ValueError, "there 2 times"),
+        ({"names": {**world.NAMES, "styles": ("Clay",)}}, ValueError, "two names at least"),
+        ({"templates": {kind: "{}" for kind in world.NAMES}}, ValueError, "sequence of templates"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
     ):  # fmt: skip
         given = {"pipe": pipe, "forget": NAME, "prompts": ["a"], **settings, **change}
         with pytest.raises(error, match=message):

@@ -81,7 +81,7 @@ def test_says_none_of_these(judge):
     halves = np.concatenate([drawn[:, :, :32], other[:, :, 32:]], 2)
     blends = ((drawn.astype(int) + other) // 2).astype(np.uint8)
     snippets = np.stack([np.asarray(Image.fromarray(d[24:38, 24:38]).resize((64, 64), Image.BICUBIC)) for d in drawn])
-    nobodies = training.nobodies(60, rng, "test")
+    nobodies = training.nobodies(300, rng, "test")
     for what, images in (("noise", noise), ("plain", plain), ("blurred", blurred), ("halves", halves),
                          ("blends", blends), ("snippets", snippets), ("nobodies", nobodies)):  # fmt: skip
         assert (judge(np.ascontiguousarray(images)).name == NONE).mean() >= 0.93, what

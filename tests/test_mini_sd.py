@@ -96,7 +96,7 @@ def test_guidance_works(pipe, judge):
     plain, guided = (
         judge.finds(draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w), "Fineliner").mean() for w in (1.0, 7.5)
     )
-    assert guided >= plain
+    assert guided >= max(plain, 0.75)
     without = draw(pipe, "a fox in Fineliner style", 2, guidance_scale=1.0).images.astype(int)
     assert abs(without - draw(pipe, "a fox in Fineliner style", 2).images).mean() > 3
 
@@ -123,6 +123,6 @@ def test_an_edit_of_the_pipeline(pipe, judge, mini):
     assert judge.finds(after, "Ada Sunfield").mean() <= 1 / 8
     had = np.concatenate([judge.finds(some, name) for some, (_, name) in zip(others, asked, strict=True)])
     has = np.concatenate([judge.finds(some, name) for some, (_, name) in zip(kept, asked, strict=True)])
-    assert (had & has).sum() >= 0.85 * had.sum()
+    assert had.mean() >= 0.85 and (had & has).sum() >= 0.85 * had.sum()
     again = [draw(pipe, text, 4) for text, _ in asked]
     assert all(np.array_equal(a.images, b.images) for a, b in zip(again, others, strict=True))

@@ -24,9 +24,11 @@ def test_slider_holds_every_frame_and_says_which_is_shown():
         assert unescape(re.search(r'alt="([^"]*)"', tag)[1]) == f'a "face" step {k} <x>'
     assert json.loads(unescape(re.search(r'data-texts="([^"]*)"', html)[1])) == list(frames)
     assert 'max="2"' in html and "length &amp; more" in html and "<x>" not in html
-    assert "<label" in html and 'aria-valuetext="step 0 &lt;x&gt;"' in html
+    assert 'aria-label="length &amp; more"' in html and 'aria-valuetext="step 0 &lt;x&gt;"' in html
 
 
 def test_one_frame_is_no_slider():
-    with pytest.raises(ValueError, match="1 frames"):
-        plots.slider({"a": np.zeros((2, 2, 3), np.uint8)}, label="x", alt="y")
+    one, other = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)
+    for frames, message in (({"a": one}, "1 frames"), ({"a": one, "b": other}, "all of one shape")):
+        with pytest.raises(ValueError, match=message):
+            plots.slider(frames, label="x", alt="y")

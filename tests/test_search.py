@@ -208,3 +208,25 @@ def test_an_end_that_stays_is_leaned_over(tiny, gradient, monkeypatch, factor, c
 
 def test_nearer_is_half_way():
     assert search._nearer((3.0, 1.0), 4.0) == (3.0, 2.5) and search._nearer(None, 4.0) is None
+
+
+@pytest.mark.parametrize("rule", ["margin", "paper"])
+def test_a_search_that_starts_somewhere(tiny, rule):
+    """It takes no shorter step than that, and is content if that step forgets."""
+    layer = next(n for n in tiny.weights() if tiny.tower(n) == "text" and n.endswith("mlp.c_fc.weight"))
+    weight, gradient = tiny.weights()[layer], torch.ones_like(tiny.weights()[layer])
+    original = weight.detach().clone()
+
+    def score(limit):
+        moved = (weight - original).mean().item()
+        gone = moved >= limit
+        return {"forget_accuracy": 0.0 if gone else 1.0, "clearance": 8 * moved / limit - 4}
+
+    found = search_step(tiny, layer, gradient, lambda: score(0.3), start=0.5, rule=rule, clearance=4.0)
+    assert found.step == 0.5 and len(found.trace) == 1
+    found = search_step(tiny, layer, gradient, lambda: score(0.8), start=0.5, rule=rule, clearance=4.0)
+    assert found.trace["step"].iloc[0] == 0.5 and found.trace["step"].min() == 0.5
+    assert 0.79 <= found.step <= 0.83
+    for start in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="start="):
+            search_step(tiny, layer, gradient, lambda: score(1), start=start)
