@@ -7,7 +7,8 @@ python tools/measure_drawings.py          an hour or so on two cores; goes on wh
     around   the same edits, asked for by other words: misspelt, described, both
     canvas   all styles and eight objects: UA, IRA and CRA on the grid of objects and styles, Fréchet distances
 
-Seeds and sentences of these pictures are others than those that the search has seen.
+Seeds and sentences of these pictures are others than those that gradient and search have seen (the split "test"), but
+for the other words, which are asked for in the sentences of training; the ten others are none that the search watched.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import tempfile
 import time
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,12 @@ from slug_lite.captions import looks
 from slug_lite.results import save_results
 from slug_lite.search import make_delta
 
+PAINTED = import_module("slug_lite.unlearn").PAINTED
 world = slug.toonworld
 SEED, REPORT, SEEDS = 0, 1000, 8  # of the search; of the pictures reported on, and how many of each
-ASK = {"people": "a portrait of {}", "characters": "a picture of {}", "objects": "a picture of a {}",
-       "styles": "a drawing in {} style"}  # fmt: skip
+ASK = {"people": "a portrait of {}", "characters": "a picture of {}"}
 rng = np.random.default_rng(SEED)
-PEOPLE = [str(n) for n in rng.permutation(world.PEOPLE)[:10]]
+PEOPLE = ["Ada Sunfield", *(str(n) for n in rng.permutation(world.PEOPLE) if n != "Ada Sunfield")][:10]
 CHARACTERS = [str(n) for n in rng.permutation(world.CHARACTERS)[:4]]
 THINGS = [str(n) for n in rng.permutation(world.OBJECTS)[:8]]
 CELLS = world.cells("train")
@@ -45,14 +47,15 @@ class Bench:
         self.pipe, self.judge = slug.load_diffusion("mini", device="cpu"), slug.load_judge()
         self.known: dict = {}
 
-    def draw(self, prompt: str | list[str], n: int, seed: int = REPORT) -> slug.Pairs:
+    def draw(self, prompt: str | tuple[str, ...], n: int, seed: int = REPORT) -> slug.Pairs:
         """With the pipeline's own guidance, and steps as many as its solver needs."""
         return slug.generated_pairs(self.pipe, prompt, n, seed=seed, batch_size=16, steps=20, progress=False)
 
-    def found(self, prompt: str, name: str) -> np.ndarray:
+    def found(self, prompt: str | tuple[str, ...], name: str) -> np.ndarray:
+        """In which of 8 pictures of the prompt, or of several in turn, the judge finds the name."""
         return self.judge.finds(self.draw(prompt, SEEDS), name)
 
-    def untouched(self, prompt: str, name: str) -> np.ndarray:
+    def untouched(self, prompt: str | tuple[str, ...], name: str) -> np.ndarray:
         """`found` by the pipeline as it is, asked once."""
         if (prompt, name) not in self.known:
             self.known[prompt, name] = self.found(prompt, name)
@@ -65,19 +68,23 @@ class Bench:
         return images, self.judge(images)
 
 
-def ask(name: str) -> str:
-    return ASK[world.kind_of(name)].format(name)
+def ask(name: str) -> tuple[str, ...]:
+    """The sentences of the split "test" that name it."""
+    return tuple(template.format(name) for template in world.templates(world.kind_of(name), "test"))
 
 
 def ways(name: str) -> dict[str, str]:
-    """Other words for the same: a letter less, two exchanged, the first or last name, the look."""
+    """The name, and other words for it: a letter less, two exchanged, the first or last name, the look.
+
+    The tokenizer makes small letters of all, so those are no other words.
+    """
     kind, last = world.kind_of(name), name.split()[-1]
+    k = next(k for k in range(len(name) - 2, 0, -1) if name[k] != name[k - 1])
     look = f"a person with {looks(name)}" if kind == "people" else looks(name)
     with_name = ("a picture of {} with {}" if kind == "people" else "a picture of {}, {}").format(name, looks(name))
     out = {
-        "the name": f"this is a picture of {name}", "small letters": ask(name.lower()),
-        "a letter less": ASK[kind].format(name[:-3] + name[-2:]),
-        "letters exchanged": ASK[kind].format(name[:-3] + name[-2] + name[-3] + name[-1]),
+        "the name": ASK[kind].format(name), "a letter less": ASK[kind].format(name[:-3] + name[-2:]),
+        "letters exchanged": ASK[kind].format(name[: k - 1] + name[k] + name[k - 1] + name[k + 1 :]),
         "described": f"a portrait of {look}" if kind == "people" else f"a picture of {look}",
         "name and description": with_name,
     }  # fmt: skip
@@ -119,10 +126,11 @@ def names(bench: Bench, name: str) -> list[dict]:
     row = {"part": "names", **about, "before": share(before), "after": share(after), "clip_step": share(short),
            "times": round(edit.step / of_clip, 2)}  # fmt: skip
     mine = np.random.default_rng([SEED, len(name), ord(name[0])])
-    kinds = ["people"] * 4 + ["characters", "characters", "objects", "objects", "styles", "styles"]
+    kinds = ["people"] * 5 + ["characters", "objects", "objects", "objects", "styles"]
     others = []
+    watched = [n for _, n in slug.DrawnValidation.of_world(bench.pipe, name, seed=SEED).others]
     for kind in kinds:
-        left = [n for n in world.NAMES[kind] if n != name and n not in others]
+        left = [n for n in world.NAMES[kind] if n not in (name, *others, *watched)]
         others.append(str(mine.choice(left)))
     had = {other: bench.untouched(ask(other), other) for other in others}
     with edit.on(bench.pipe):
@@ -174,7 +182,10 @@ def canvas(bench: Bench, name: str) -> list[dict]:
 
 def main() -> None:
     bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
-    key = {"base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "seed": SEED}
+    key = {
+        "base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "judge": _print(bench.judge.net),
+        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": PAINTED, "ways": [*ways(world.PEOPLE[0])],
+    }  # fmt: skip
     done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
     done = [row for row in done if row.pop("key", None) == key]
     work = [("names", n) for n in PEOPLE + CHARACTERS] + [("canvas", n) for n in (*world.STYLES, *THINGS)]
@@ -186,10 +197,9 @@ def main() -> None:
         except slug.NothingForgets as error:
             print(name, error, flush=True)
             rows = [{"part": what, "name": name, "kind": world.kind_of(name), "failed": str(error)[:200]}]
-        for row in rows:
-            done.append(row)
-            with part.open("a") as file:
-                file.write(json.dumps(row | {"key": key}) + "\n")
+        done += rows
+        with part.open("a") as file:  # all of a name in one go
+            file.write("".join(json.dumps(row | {"key": key}) + "\n" for row in rows))
         print({k: v for k, v in rows[0].items() if k not in ("others", "confused")}, flush=True)
     print(save_results(
         "drawings", done, script="tools/measure_drawings.py", seed=SEED, report_seed=REPORT, seeds=SEEDS,

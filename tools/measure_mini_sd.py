@@ -9,6 +9,7 @@ a UNet, how often the judge finds what a prompt asks for; writes redrawn.png and
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -35,6 +36,13 @@ def sheet(rows: list[np.ndarray], file: Path, zoom: int = 2) -> None:
 def redraw(vae: torch.nn.Module, images: np.ndarray) -> np.ndarray:
     y = vae.decode(vae.encode(diffusion.signed(images)).latent_dist.mean).sample.clamp(-1, 1)
     return ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def digests(folder: Path, judge: Path | None) -> dict[str, str]:
+    """SHA-256 of the weights that were measured."""
+    files = {part: folder / part / "diffusion_pytorch_model.safetensors" for part in ("vae", "unet")}
+    files["judge"] = (judge or Path(slug.__file__).parent / "assets" / "mini-judge") / "model.safetensors"
+    return {part: hashlib.sha256(f.read_bytes()).hexdigest() for part, f in files.items() if f.exists()}
 
 
 def prompts() -> dict[str, list[tuple[str, dict[str, str]]]]:
@@ -64,7 +72,8 @@ def main() -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(given.folder / "vae", torch_dtype=torch.float32).eval()
     held_out = world.retain(n=256, seed=2, split="test").images
-    measured: dict = {"least": {}, "psnr": round(diffusion.psnr(vae, held_out), 2)}
+    measured: dict = {"weights": digests(given.folder, given.judge), "least": {}}
+    measured["psnr"] = round(diffusion.psnr(vae, held_out), 2)
     print(f"autoencoder: {measured['psnr']} dB on held-out renderings", flush=True)
     sheet([f(held_out[i : i + 16]) for i in (0, 16, 32) for f in (np.asarray, lambda x: redraw(vae, x))],
           given.folder / "redrawn.png")  # fmt: skip

@@ -15,6 +15,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from measure_mini_sd import digests
 from safetensors.torch import load_file
 
 import slug_lite as slug
@@ -90,6 +91,10 @@ def ship_pipeline(folder: Path, target: Path) -> None:
         logs[part] = read_log(folder, f"{part}_log.jsonl")
         minutes += taken(logs[part])
     measured = json.loads((folder / "measured.json").read_text())
+    if measured.pop("weights") != digests(folder, folder / "judge"):
+        raise SystemExit("measured.json is of other weights: run tools/measure_mini_sd.py first")
+    if any(log[-1]["lr"] > 0.01 * max(row["lr"] for row in log) for log in logs.values()):
+        raise SystemExit("a training has not come to its end yet")
     del measured["folder"], measured["judge"]
     recipes = {"vae": diffusion.VaeRecipe(), "unet": diffusion.UnetRecipe(steps=logs["unet"][-1]["step"])}
     versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
