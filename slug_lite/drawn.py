@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import toonworld
-from .diffusion import check_draws, generated_pairs
-from .edit import DELTA_DTYPE, Edit
+from .diffusion import check_draws, generated_pairs, has_layer
+from .edit import DELTA_DTYPE, Edit, fingerprint
 from .metrics import embed_images, margin_scores, zero_shot_classifier
 from .models import Clip, eval_mode
 from .pairs import unknown
+from .progress import bar
+from .search import Search, search_step
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -96,9 +98,18 @@ class DrawnValidation:
             pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, batch_size=batch_size
         )  # fmt: skip
 
-    def prepare(self, clip: Clip) -> DrawnScorer:
-        """Embed the names, with the weights as they are now."""
-        return DrawnScorer(self, clip)
+    def prepare(self, clip: Clip, must_know: bool = False) -> DrawnScorer:
+        """Embed the names, with the weights as they are now.
+
+        must_know: raise ValueError if CLIP does not find the concept in a single picture that is drawn of it.
+        """
+        scorer = DrawnScorer(self, clip)
+        if must_know and scorer.forgetting()["forget_accuracy"] == 0:
+            raise ValueError(
+                f"CLIP finds {self.forget!r} in none of {self.n} pictures that the pipeline draws of it: there is "
+                "nothing to forget, or other prompts are needed"
+            )
+        return scorer
 
 
 class DrawnScorer:
@@ -184,3 +195,44 @@ class DrawnLayerScorer:
 
     def __call__(self) -> dict[str, float]:
         return self.forgetting() | self.retaining()
+
+
+PAINTED = 1.5  # the clearance asked for in drawn pictures, which differ more among each other than a name's photographs
+
+
+def lengthen(
+    clip: Clip, gradients: Mapping[str, Tensor], begin: Mapping[str, float], painter: DrawnScorer, enough: float,
+    settings: Mapping[str, Any],
+) -> dict[str, Search]:  # fmt: skip
+    """Go on from CLIP's step in one layer after another, until a pipeline no longer draws the concept.
+
+    gradients: of the forget loss, by layer. begin: the layers in the order to try them, each with the step that CLIP
+    needs. Stops at the first layer after which the pipeline keeps a retained accuracy of `enough`.
+    settings: "rule", "evaluations" and "progress" of `unlearn`.
+    """
+    out: dict[str, Search] = {}
+    for layer in bar(begin, desc="drawing", show=settings["progress"]):
+        out[layer] = search_step(
+            clip, layer, gradients[layer], painter.of_layer(layer), start=begin[layer], rule=settings["rule"],
+            evaluations=settings["evaluations"], clearance=PAINTED, precision=0.1,
+        )  # fmt: skip
+        if out[layer].score is not None and out[layer].score.get("retain_accuracy", 0.0) >= enough:
+            break
+    return out
+
+
+def check_tower(clip: Clip, pipe: StableDiffusionPipeline, tower: str | None) -> str:
+    """The tower to look in for a pipeline: "text". ValueError for another tower, and for another CLIP's pipeline."""
+    if tower == "vision":
+        raise ValueError("a pipeline has no vision tower; tower is 'text' where pipe is given")
+    check_draws(pipe)
+    layer = next((n for n in clip.weights() if clip.tower(n) == "text" and has_layer(pipe, n)), None)
+    if layer is None:
+        raise ValueError("the pipeline's text encoder has no weight of this CLIP's text tower")
+    nothing = torch.zeros_like(clip.weights()[layer], dtype=DELTA_DTYPE)
+    try:
+        Edit({layer: nothing}, {layer: 0.0}, "nothing", fingerprint(clip)).check(pipe)
+    except ValueError as error:
+        reason = str(error).replace("the edit was made for the model", "the CLIP is").partition("; force=")[0]
+        raise ValueError(f"the pipeline's text encoder is not this CLIP's text tower: {reason}") from error
+    return "text"

@@ -31,6 +31,7 @@ from .training import adamw, descend, train
 
 SIZE = 64  # pixels
 SHARES = {"people": 0.36, "characters": 0.14, "cells": 0.5}  # of the pictures in a batch
+LATER = {"people": 0.16, "characters": 0.17, "cells": 0.67}  # of the UNet's, once people are known
 NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
          "prediction_type": "v_prediction"}  # fmt: skip
 
@@ -67,6 +68,7 @@ class UnetRecipe:
     no_caption: float = 0.1
     channels: tuple[int, ...] = (48, 96, 160)
     heads: tuple[int, ...] = (2, 3, 5)
+    later: int = 4000  # the step from which on the shares in a batch are `LATER`
     captions: int = 96  # different captions drawn for each concept
     seed: int = 0
 
@@ -112,9 +114,11 @@ def signed(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
-def draw(groups: dict[str, list[tuple[str, ...]]], n: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """n concepts in random order, every kind with its share of `SHARES`."""
-    kinds = rng.choice(list(groups), n, p=[SHARES[g] for g in groups])
+def draw(
+    groups: dict[str, list[tuple[str, ...]]], n: int, rng: np.random.Generator, shares: dict[str, float] = SHARES
+) -> list[tuple[str, ...]]:
+    """n concepts in random order, every kind with its share."""
+    kinds = rng.choice(list(groups), n, p=[shares[g] for g in groups])
     return [groups[kind][rng.integers(len(groups[kind]))] for kind in kinds]
 
 
@@ -262,10 +266,13 @@ def signal_to_noise() -> Tensor:
     return kept / (1 - kept)
 
 
-def _batch(data: dict[str, Tensor], groups: dict, recipe: UnetRecipe, rng: np.random.Generator) -> tuple[Tensor, ...]:
+def _batch(
+    data: dict[str, Tensor], groups: dict, recipe: UnetRecipe, rng: np.random.Generator,
+    shares: dict[str, float] = SHARES,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Latents (batch, channels, 16, 16) and hidden states (batch, context length, width) of a random batch."""
     index = {concept: k for k, concept in enumerate(c for members in groups.values() for c in members)}
-    concepts = [index[c] for c in draw(groups, recipe.batch, rng)]
+    concepts = [index[c] for c in draw(groups, recipe.batch, rng, shares)]
     start = data["start"].tolist()
     pictures = [int(rng.integers(start[k], start[k + 1])) for k in concepts]
     words = [int(data["captions"][k, rng.integers(recipe.captions)]) for k in concepts]
@@ -319,7 +326,8 @@ def train_unet(
     optimizer = adamw(unet, recipe)
 
     def one_step(step: int) -> float:
-        z, states = _batch(data, groups, recipe, np.random.default_rng([recipe.seed, step, 4]))
+        shares = LATER if step >= recipe.later else SHARES
+        z, states = _batch(data, groups, recipe, np.random.default_rng([recipe.seed, step, 4]), shares)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         loss = _unet_loss(unet.train(), z, states, snr, recipe, generator)
         descend(unet, loss, optimizer, recipe, step)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from . import toonworld
-from .diffusion import check_clip, check_draws, has_layer
-from .drawn import DrawnScorer, DrawnValidation
+from .diffusion import check_clip, has_layer
+from .drawn import PAINTED, DrawnScorer, DrawnValidation, check_tower, lengthen
 from .edit import Edit, fingerprint, merge
 from .gradients import Gradients, check_apart, forget_gradients, groups, one_shot_gradients
 from .metrics import Scorer, Validation, world_size
@@ -76,7 +75,8 @@ def unlearn(
         raise unknown(select, ("alignment", "cosine"), "measure")
     check_rule(rule, evaluations)
     drawer = pipe.pipe if isinstance(pipe, DrawnValidation) else pipe
-    tower = _check_pipe(clip, drawer, tower)
+    if drawer is not None:
+        tower = check_tower(clip, drawer, tower)
     tasks, retain = _tasks(clip, concept, retain, validate, n_forget, n_retain, seed, pipe)
     base = fingerprint(clip)
     if fronts < 1:
@@ -105,7 +105,7 @@ def unlearn(
     )  # fmt: skip
     gradients = _keep_off(clip, gradients, spare, batch_size, passes, progress)
     settings = {"evaluations": evaluations, "rule": rule, "clearance": clearance, "progress": progress}
-    painters = [_painter(clip, task) for task in tasks]
+    painters = [task.drawn and task.drawn.prepare(clip, must_know=True) for task in tasks]
     edits: dict[int, Edit] = {}
     traces: list[pd.DataFrame] = []
     for turn in range(2 if len(tasks) > 1 else 1):  # the second time in the company of all, first the layer found
@@ -113,8 +113,9 @@ def unlearn(
             order, before = ranked(gradients[k].stats), [edits[k].layers] if k in edits else []
             company = [edit for i, edit in edits.items() if i != k]
             with ExitStack() as stack:
-                for target in [clip, drawer] if company else []:
-                    stack.enter_context(merge(company).on(target) if target is not None else nullcontext())
+                for target in (clip, drawer):
+                    if company and target is not None:
+                        stack.enter_context(merge(company).on(target))
                 edits[k] = _best_edit(
                     clip, gradients[k], [*before, *order], tolerance, task, base, settings, painters[k]
                 )
@@ -206,7 +207,8 @@ def _best_edit(
             traces += [search.trace.assign(asked=width) for search in more.values()]
             if painter:
                 traces = [trace.assign(by="CLIP") if "by" not in trace else trace for trace in traces]
-                more = lengthen(clip, gradients, more, painter, enough, settings)
+                begin = {layer: more[layer].step for layer in by_preference(more)}
+                more = lengthen(clip, gradients.forget, begin, painter, enough, settings)
                 traces += [search.trace.assign(asked=PAINTED, by="pictures") for search in more.values()]
             found |= more
             layer = best_layer(found)
@@ -253,40 +255,6 @@ def search_layers(
     return {layer: found[layer] for layer in layers}
 
 
-PAINTED = 1.5  # the clearance asked for in drawn pictures, which differ more among each other than a name's photographs
-
-
-def lengthen(
-    clip: Clip, gradients: Gradients, found: dict[str, Search], painter: DrawnScorer, enough: float, settings: dict
-) -> dict[str, Search]:
-    """Go on from each step found, best layer first, until a pipeline no longer draws the concept.
-
-    Stops at the first layer after which the pipeline keeps a retained accuracy of `enough`.
-    """
-    out: dict[str, Search] = {}
-    for layer in bar(by_preference(found), desc="drawing", show=settings["progress"]):
-        out[layer] = search_step(
-            clip, layer, gradients.forget[layer], painter.of_layer(layer), start=found[layer].step,
-            rule=settings["rule"], evaluations=settings["evaluations"], clearance=PAINTED, precision=0.1,
-        )  # fmt: skip
-        if out[layer].score is not None and out[layer].score.get("retain_accuracy", 0.0) >= enough:
-            break
-    return out
-
-
-def _painter(clip: Clip, task: Task) -> DrawnScorer | None:
-    """What scores the pipeline's pictures. ValueError where it does not draw the concept, so that none can go."""
-    if task.drawn is None:
-        return None
-    painter = task.drawn.prepare(clip)
-    if painter.forgetting()["forget_accuracy"] == 0:
-        raise ValueError(
-            f"CLIP finds {task.label!r} in none of {task.drawn.n} pictures that the pipeline draws of it: there is "
-            "nothing to forget, or other prompts are needed"
-        )
-    return painter
-
-
 def by_preference(found: dict[str, Search]) -> list[str]:
     """The layers whose step succeeded, the one that keeps the best retained accuracy first; on ties the least loss."""
     able = {layer: search.score for layer, search in found.items() if search.score is not None}
@@ -297,25 +265,6 @@ def by_preference(found: dict[str, Search]) -> list[str]:
 def best_layer(found: dict[str, Search]) -> str | None:
     """The first of `by_preference`, None where no layer's step succeeded."""
     return next(iter(by_preference(found)), None)
-
-
-def _check_pipe(clip: Clip, pipe: StableDiffusionPipeline | None, tower: str | None) -> str | None:
-    """The tower to look in. ValueError for another one than a pipeline has, or for another CLIP's pipeline."""
-    if pipe is None:
-        return tower
-    if tower == "vision":
-        raise ValueError("a pipeline has no vision tower; tower is 'text' where pipe is given")
-    check_draws(pipe)
-    layer = next((n for n in clip.weights() if clip.tower(n) == "text" and has_layer(pipe, n)), None)
-    if layer is None:
-        raise ValueError("the pipeline's text encoder has no weight of this CLIP's text tower")
-    nothing = torch.zeros_like(clip.weights()[layer], dtype=torch.float16)
-    try:
-        Edit({layer: nothing}, {layer: 0.0}, "nothing", fingerprint(clip)).check(pipe)
-    except ValueError as error:
-        reason = str(error).replace("the edit was made for the model", "the CLIP is").partition("; force=")[0]
-        raise ValueError(f"the pipeline's text encoder is not this CLIP's text tower: {reason}") from error
-    return "text"
 
 
 def _tasks(

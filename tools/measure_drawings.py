@@ -17,17 +17,16 @@ import json
 import tempfile
 import time
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 import slug_lite as slug
 from slug_lite.captions import looks
+from slug_lite.drawn import PAINTED
 from slug_lite.results import save_results
 from slug_lite.search import make_delta
 
-PAINTED = import_module("slug_lite.unlearn").PAINTED
 world = slug.toonworld
 SEED, REPORT, SEEDS = 0, 1000, 8  # of the search; of the pictures reported on, and how many of each
 ASK = {"people": "a portrait of {}", "characters": "a picture of {}"}
