@@ -198,6 +198,22 @@ def test_a_batch_pairs_pictures_with_captions_of_their_own(pool, data):
     assert 0.15 < rows.count(0) / 200 < 0.35 and set(owners) == set(range(len(concepts)))
 
 
+def test_later_shares(tmp_path, pool, data, monkeypatch):
+    """From the step `later` on people are shown less often, and nothing else changes."""
+    seen, own = [], diffusion.draw
+    monkeypatch.setattr(
+        diffusion, "draw", lambda groups, n, rng, shares: seen.append(shares) or own(groups, n, rng, shares)
+    )
+    diffusion.train_unet(tmp_path, data, pool.groups, diffusion.replace(UNET, steps=3, later=2))
+    assert [shares for shares in seen if shares is diffusion.LATER] == [diffusion.LATER]
+    assert seen[:2] == [diffusion.SHARES] * 2 and seen[2] is diffusion.LATER
+    groups = {kind: [(kind,)] for kind in diffusion.SHARES}
+    for shares in (diffusion.SHARES, diffusion.LATER):
+        drawn = own(groups, 4000, np.random.default_rng(0), shares)
+        assert sum(shares.values()) == pytest.approx(1)
+        assert all(drawn.count((kind,)) / 4000 == pytest.approx(share, abs=0.03) for kind, share in shares.items())
+
+
 def test_latents_are_computed_once_and_refused_for_another_recipe(tmp_path, pool, data, monkeypatch):
     def never(*_):
         raise AssertionError("computed twice")

@@ -208,7 +208,7 @@ def main() -> None:
 
 
 def _print(model: object) -> float:
-    return round(float(sum(p.double().abs().sum() for p in model.parameters())), 3)
+    return round(float(sum(p.detach().double().abs().sum() for p in model.parameters())), 3)
 
 
 if __name__ == "__main__":
