@@ -149,7 +149,7 @@ class On:
 def test_unlearn_looks_for_each_in_the_company_of_the_others_twice(mini, monkeypatch):
     names, on, spared = ["Ada Sunfield", "Zorbo"], On(mini), []
 
-    def best_edit(clip, gradients, fronts, tolerance, task, base, settings):
+    def best_edit(clip, gradients, fronts, tolerance, task, base, settings, painter):
         on.look()
         on.seen[-1].append([front for front in fronts if front == [LAYER]] != [])
         return on.mark(names.index(task.label), task.label)
