@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .diffusion import check_draws
+from .diffusion import call_settings, check_draws
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -96,12 +96,11 @@ def attention_maps(
     check_draws(pipe)
     if not isinstance(prompt, str) or not prompt:
         raise ValueError(f"prompt is {prompt!r}; give one text")
-    own = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-    own = {key: value for key, value in own.items() if value is not None}
     sums: dict[int, Tensor] = {}
     counts: Counter[int] = Counter()
     with _recorded(pipe.unet, sums, counts):
-        drawn = pipe(prompt, generator=torch.Generator().manual_seed(seed), **own).images[0]
+        noise = torch.Generator().manual_seed(seed)
+        drawn = pipe(prompt, generator=noise, **call_settings(steps, guidance_scale)).images[0]
     size, total = pipe.unet.config.sample_size, torch.zeros(())
     for positions, added in sums.items():
         side = round(positions**0.5)

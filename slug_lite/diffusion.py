@@ -251,8 +251,7 @@ def generated_pairs(
     if min(n, batch_size, 1 if steps is None else steps) < 1:
         raise ValueError(f"n={n}, batch_size={batch_size}, steps={steps}: at least 1 is needed of each")
     captions = [prompts[k % len(prompts)] for k in range(n)]
-    own = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-    own = {key: value for key, value in own.items() if value is not None}
+    own = call_settings(steps, guidance_scale)
     images, shown = [], getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**shown, "disable": True})
     try:
@@ -266,6 +265,12 @@ def generated_pairs(
     finally:
         pipe.set_progress_bar_config(**shown)
     return Pairs(np.stack(images), captions)
+
+
+def call_settings(steps: int | None, guidance_scale: float | None) -> dict[str, float]:
+    """What to call a pipeline with; what is None is left to its own defaults."""
+    asked = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def picture_seed(seed: int, number: int) -> int:

@@ -82,19 +82,17 @@ def millions(model: torch.nn.Module) -> float:
 def ship_pipeline(folder: Path, target: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    pipe = save_pipeline(target, vae, unet, slug.load_clip("mini", device="cpu"))
-    logs, minutes = {}, 0.0
-    for part in ("vae", "unet"):
-        shutil.copy(folder / f"{part}_log.jsonl", target)
-        logs[part] = read_log(folder, f"{part}_log.jsonl")
-        minutes += taken(logs[part])
+    logs = {part: read_log(folder, f"{part}_log.jsonl") for part in ("vae", "unet")}
     measured = json.loads((folder / "measured.json").read_text())
     if measured.pop("weights") != digests(folder, folder / "judge"):
         raise SystemExit("measured.json is of other weights: run tools/measure_mini_sd.py first")
     if any(log[-1]["lr"] > 0.01 * max(row["lr"] for row in log) for log in logs.values()):
         raise SystemExit("a training has not come to its end yet")
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    pipe = save_pipeline(target, vae, unet, slug.load_clip("mini", device="cpu"))
+    for part in logs:
+        shutil.copy(folder / f"{part}_log.jsonl", target)
     del measured["folder"], measured["judge"]
     recipes = {"vae": diffusion.VaeRecipe(), "unet": diffusion.UnetRecipe(steps=logs["unet"][-1]["step"])}
     versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
@@ -106,7 +104,7 @@ def ship_pipeline(folder: Path, target: Path) -> None:
         size=diffusion.SIZE, vae=millions(vae), unet=millions(unet), text=millions(pipe.text_encoder),
         latents=recipes["vae"].latents, unseen=len(world.UNSEEN), cells=len(world.OBJECTS) * len(world.STYLES),
         vae_steps=recipes["vae"].steps, vae_batch=recipes["vae"].batch, unet_steps=recipes["unet"].steps,
-        unet_batch=recipes["unet"].batch, minutes=minutes, psnr=measured["psnr"], seeds=measured["seeds"],
+        unet_batch=recipes["unet"].batch, minutes=sum(map(taken, logs.values())), psnr=measured["psnr"], seeds=measured["seeds"],
         guidance=measured["guidance"], steps=measured["steps"],
         table="\n".join(f"| {k} | {measured[k]:.1%} | {measured['least'][k]:.1%} |" for k in kinds),
     ))  # fmt: skip
