@@ -36,6 +36,7 @@ CHARACTERS = [str(n) for n in rng.permutation(world.CHARACTERS)[:4]]
 THINGS = [str(n) for n in rng.permutation(world.OBJECTS)[:8]]
 CELLS = world.cells("train")
 GRID_SEEDS = 1
+GUIDANCE = 4.5  # what suits mini Stable Diffusion (chapter 8); the search draws with the pipeline's own, 7.5
 
 
 class Bench:
@@ -46,13 +47,17 @@ class Bench:
         self.pipe, self.judge = slug.load_diffusion("mini", device="cpu"), slug.load_judge()
         self.known: dict = {}
 
-    def draw(self, prompt: str | tuple[str, ...], n: int, seed: int = REPORT) -> slug.Pairs:
-        """With the pipeline's own guidance, and steps as many as its solver needs."""
-        return slug.generated_pairs(self.pipe, prompt, n, seed=seed, batch_size=16, steps=20, progress=False)
+    def draw(
+        self, prompt: str | tuple[str, ...], n: int, seed: int = REPORT, guidance: float | None = GUIDANCE
+    ) -> slug.Pairs:
+        """With as many steps as the solver needs."""
+        return slug.generated_pairs(
+            self.pipe, prompt, n, seed=seed, batch_size=16, steps=20, guidance_scale=guidance, progress=False
+        )  # fmt: skip
 
-    def found(self, prompt: str | tuple[str, ...], name: str) -> np.ndarray:
+    def found(self, prompt: str | tuple[str, ...], name: str, guidance: float | None = GUIDANCE) -> np.ndarray:
         """In which of 8 pictures of the prompt, or of several in turn, the judge finds the name."""
-        return self.judge.finds(self.draw(prompt, SEEDS), name)
+        return self.judge.finds(self.draw(prompt, SEEDS, guidance=guidance), name)
 
     def untouched(self, prompt: str | tuple[str, ...], name: str) -> np.ndarray:
         """`found` by the pipeline as it is, asked once."""
@@ -116,14 +121,16 @@ def names(bench: Bench, name: str) -> list[dict]:
     edit, about = unlearn(bench, name)
     trace = edit.trace[(edit.trace["layer"] == edit.layer) & edit.trace["forgotten"]]
     of_clip = float(trace[trace["by"] == "CLIP"]["step"].min())
-    before = bench.untouched(ask(name), name)
+    before, strong = bench.untouched(ask(name), name), [bench.found(ask(name), name, None)]
     with edit.on(bench.pipe):
         after = bench.found(ask(name), name)
+        strong.append(bench.found(ask(name), name, None))
     delta = make_delta(edit.delta.float() / edit.step, of_clip)
     with slug.Edit({edit.layer: delta}, {edit.layer: of_clip}, name, edit.base).on(bench.pipe):
         short = bench.found(ask(name), name)
     row = {"part": "names", **about, "before": share(before), "after": share(after), "clip_step": share(short),
-           "times": round(edit.step / of_clip, 2)}  # fmt: skip
+           "times": round(edit.step / of_clip, 2),
+           "strong_before": share(strong[0]), "strong_after": share(strong[1])}  # fmt: skip
     mine = np.random.default_rng([SEED, len(name), ord(name[0])])
     kinds = ["people"] * 5 + ["characters", "objects", "objects", "objects", "styles"]
     others = []
@@ -183,7 +190,8 @@ def main() -> None:
     bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
     key = {
         "base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "judge": _print(bench.judge.net),
-        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": PAINTED, "ways": [*ways(world.PEOPLE[0])],
+        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": PAINTED, "guidance": GUIDANCE,
+        "ways": [*ways(world.PEOPLE[0])],
     }  # fmt: skip
     done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
     done = [row for row in done if row.pop("key", None) == key]
@@ -202,7 +210,7 @@ def main() -> None:
         print({k: v for k, v in rows[0].items() if k not in ("others", "confused")}, flush=True)
     print(save_results(
         "drawings", done, script="tools/measure_drawings.py", seed=SEED, report_seed=REPORT, seeds=SEEDS,
-        guidance=7.5, grid_seeds=GRID_SEEDS,
+        guidance=GUIDANCE, strong_guidance=7.5, grid_seeds=GRID_SEEDS,
     ))  # fmt: skip
     part.unlink()
 
