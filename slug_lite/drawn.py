@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import toonworld
 from .diffusion import check_draws, generated_pairs, has_layer
 from .edit import DELTA_DTYPE, Edit, fingerprint
-from .metrics import embed_images, margin_scores, zero_shot_classifier
+from .metrics import embed_images, margin_scores, retained, zero_shot_classifier
 from .models import Clip, eval_mode
 from .pairs import unknown
 from .progress import bar
@@ -155,7 +154,7 @@ class DrawnScorer:
     @torch.no_grad()
     def retaining(self) -> dict[str, float]:
         """Is everything else still drawn? Accuracies by kind, "retain_accuracy" and "retain_loss", as `Scorer` has."""
-        own, accuracy, losses = self.validation, dict[str, float](), []
+        own, answers = self.validation, {}
         if not own.others:
             return {}
         images = self._embed([prompt for prompt, _ in own.others], len(own.others))
@@ -163,11 +162,8 @@ class DrawnScorer:
             rows = [(k, names.index(name)) for k, (_, name) in enumerate(own.others) if name in names]
             if rows:
                 logits = self._logits(images[[k for k, _ in rows]], kind)
-                wanted = torch.tensor([position for _, position in rows])
-                accuracy[kind] = logits.argmax(1).eq(wanted).float().mean().item()
-                losses.append(F.cross_entropy(logits, wanted).item())
-        mean = {"retain_accuracy": sum(accuracy.values()) / len(losses), "retain_loss": sum(losses) / len(losses)}
-        return accuracy | mean
+                answers[kind] = logits, torch.tensor([position for _, position in rows])
+        return retained(answers)
 
 
 class DrawnLayerScorer:

@@ -248,16 +248,13 @@ class Scorer:
         """
         images = self.images.get("rest") if images is None else images
         classifiers = self.classifiers if classifiers is None else classifiers
-        accuracy, loss = {}, []
-        for kind, (rows, own) in self.labels.items():
-            if images is None or len(rows) == 0:
-                continue
-            logits = (self.clip.logit_scale() * images[rows.to(images.device)] @ classifiers[kind].T).float().cpu()
-            accuracy[kind] = logits.argmax(1).eq(own).float().mean().item()
-            loss.append(F.cross_entropy(logits, own).item())
-        if not loss:
+        if images is None:
             return {}
-        return accuracy | {"retain_accuracy": sum(accuracy.values()) / len(loss), "retain_loss": sum(loss) / len(loss)}
+        scale = self.clip.logit_scale()
+        return retained({
+            kind: ((scale * images[rows.to(images.device)] @ classifiers[kind].T).float().cpu(), own)
+            for kind, (rows, own) in self.labels.items() if len(rows)
+        })  # fmt: skip
 
     def score(self) -> dict[str, float]:
         """All scores of the moment when this scorer was made."""
@@ -312,6 +309,18 @@ class LayerScorer:
 
     def __call__(self) -> dict[str, float]:
         return self.forgetting() | self.retaining(keep=True)
+
+
+def retained(answers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Accuracies and loss of everything else, see `Scorer.retaining`; nothing where nothing was asked.
+
+    answers: by kind the logits (pictures, names) and the positions of the right names (pictures,).
+    """
+    if not answers:
+        return {}
+    accuracy = {kind: logits.argmax(1).eq(own).float().mean().item() for kind, (logits, own) in answers.items()}
+    loss = [F.cross_entropy(logits, own).item() for logits, own in answers.values()]
+    return accuracy | {"retain_accuracy": sum(accuracy.values()) / len(loss), "retain_loss": sum(loss) / len(loss)}
 
 
 def margin_scores(logits: Tensor, own: int) -> dict[str, float]:

@@ -95,11 +95,7 @@ def slider(frames: Mapping[str, np.ndarray], *, label: str, alt: str, width: int
     shapes = {(image.dtype.name, image.shape) for image in frames.values()}
     if len(frames) < 2 or len(shapes) > 1:
         raise ValueError(f"{len(frames)} frames of {shapes}; a slider needs two at least, all of one shape and type")
-    pictures = []
-    for image in frames.values():
-        file = BytesIO()
-        Image.fromarray(image).save(file, "PNG", optimize=True)
-        pictures.append(f"data:image/png;base64,{b64encode(file.getvalue()).decode()}")
+    pictures = [data_url(Image.fromarray(image)) for image in frames.values()]
     texts = [escape(text) for text in frames]
     # every frame is an element of its own: a page without scripts shows the first
     style = 'style="width:100%;image-rendering:pixelated"'
@@ -127,3 +123,10 @@ def show_source(function: object) -> Any:
     from IPython.display import Markdown  # here: only notebooks have it
 
     return Markdown(f"```python\n{inspect.getsource(function)}```")
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as a PNG inside an address, for HTML that needs no file."""
+    file = BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

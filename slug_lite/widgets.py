@@ -6,17 +6,14 @@ What an explorer can work out before it opens it does, so that it follows at onc
 from __future__ import annotations
 
 import math
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from io import BytesIO
 from itertools import zip_longest
 
 import ipywidgets
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .edit import Edit, add_delta, fingerprint
@@ -24,7 +21,7 @@ from .gradients import Gradients
 from .metrics import Scorer, Validation
 from .models import Clip
 from .pairs import unknown
-from .plots import COLORS
+from .plots import COLORS, data_url
 from .progress import bar
 from .search import first_step, make_delta
 from .selection import pareto_front
@@ -216,7 +213,8 @@ def step_explorer(
     before, spots = scorer.score(), [("forget", k, scorer.kind) for k in range(own)[:pictures]]
     spots += [("rest", k, kind) for k, kind in _spread(scorer, pictures).items()]
     rows = [k if group == "forget" else own + k for group, k, _ in spots]
-    urls, shown = [_data_url(image) for image in validation.pairs[rows].pil()], [concepts[k] for k in rows]
+    urls = [data_url(image.resize((64, 64))) for image in validation.pairs[rows].pil()]
+    shown = [concepts[k] for k in rows]
     begin = 0.0 if isinstance(change, tuple) else round(4 * change.step / unit) / 4
     slide = ipywidgets.FloatSlider(
         value=begin, min=-reach / 10, max=max(reach, begin), step=0.25, description="first steps",
@@ -277,8 +275,3 @@ def _strip(pictures: Sequence[tuple[str, str, tuple[str, ...]]]) -> str:
         cells.append(f'<div style="width:72px">{text}</div>')
     return f'<div style="display:flex;flex-wrap:wrap;gap:6px;font-size:12px">{"".join(cells)}</div>'
 
-
-def _data_url(image: Image.Image) -> str:
-    file = BytesIO()
-    image.resize((64, 64)).save(file, "PNG")
-    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
