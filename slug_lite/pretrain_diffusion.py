@@ -57,7 +57,7 @@ class VaeRecipe:
 class UnetRecipe:
     """How the UNet is trained; the defaults are those of the shipped weights."""
 
-    steps: int = 30_000
+    steps: int = 26_000
     batch: int = 64
     lr: float = 1e-3
     warmup: int = 300
