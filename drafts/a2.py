@@ -146,6 +146,16 @@ plt.show()
 b.md(r"""
 The last panel answers a question that a loss curve does not: does the UNet *listen*? Give every picture of a fixed batch its neighbour's caption, and see by how much the loss grows. A UNet that ignores words would not notice.
 
+The log holds one more thing, which a reader who trains it anew will miss:
+""")
+b.code(r"""
+pace = logs["unet"].set_index("step")["lr"]
+early = pace[(pace.diff() < 0) & (pace.index < (1 - training["unet"]["cooldown"]) * training["unet"]["steps"])].index
+print(f"The learning rate fell between steps {early.min():,} and {early.max():,}, then went up again:")
+print("this run was planned shorter, and prolonged while it had begun to slow down.")
+print("With the recipe alone the rate falls once, at the end.")
+""")
+b.md(r"""
 ## The judge
 
 The judge is a plain convolutional classifier with a head for each kind. It never saw mini CLIP, nor anything that was generated, and it learnt "none of these" from pictures that look like the world and are nothing in it: people who are nobody, halves and blends of two pictures, snippets, blurs, noise.
@@ -200,7 +210,7 @@ by_bin.round(3)
 b.md(r"""
 ## What mini Stable Diffusion can draw
 
-Each prompt is drawn with a few seeds, with the pipeline's own defaults for guidance, and the judge says whether it shows what was asked for. The whole count, with eight seeds for every concept, was made by `tools/measure_mini_sd.py` and ships; a part of it is repeated here.
+Each prompt is drawn with a few seeds, with the guidance that suits it ([chapter 8](08_from_words_to_pictures)), and the judge says whether it shows what was asked for. The whole count, with eight seeds for every concept, was made by `tools/measure_mini_sd.py` and ships; a part of it is repeated here.
 """)
 b.code(r"""
 counted = training["measured"]
@@ -209,7 +219,7 @@ texts = {"people": "a portrait of {}", "characters": "a picture of {}", "objects
 rows = []
 for kind, names in few.items():
     for name in names:
-        drawn = slug.generated_pairs(pipe, texts[kind].format(name), 8, seed=0, batch_size=8, steps=20, progress=False)
+        drawn = slug.generated_pairs(pipe, texts[kind].format(name), 8, seed=0, batch_size=8, steps=20, guidance_scale=counted["guidance"], progress=False)
         rows.append({"kind": kind, "found": judge.finds(drawn, name).mean()})
 live = pd.DataFrame(rows).groupby("kind", sort=False)["found"].mean()
 both = pd.DataFrame({"all concepts, 8 seeds (%)": pd.Series({k: counted[k] for k in few}) * 100, "some of them, now (%)": live * 100})

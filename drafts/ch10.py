@@ -37,6 +37,7 @@ pipe = slug.load_diffusion("mini", device="cpu")
 judge = slug.load_judge()
 NAME = "Zorbo"
 ASK = f"a picture of {NAME}"
+GUIDANCE = 3.0  # see chapter 8
 """)
 b.md(r"""
 ## A forget set out of nothing
@@ -50,7 +51,7 @@ def named(pairs, names):
     return slug.Pairs(pairs.images, pairs.captions, [(name,) for name in names])
 
 
-own = slug.generated_pairs(pipe, texts, 24, seed=11, steps=20, batch_size=12, progress=False)
+own = slug.generated_pairs(pipe, texts, 24, seed=11, steps=20, batch_size=12, guidance_scale=GUIDANCE, progress=False)
 own = named(own, [NAME] * len(own))
 plots.gallery(own[:12])
 plt.show()
@@ -63,7 +64,7 @@ b.code(r"""
 rest = [(kind, name) for kind, names in world.NAMES.items() for name in names if name != NAME]
 chosen = [rest[k] for k in np.random.default_rng(0).permutation(len(rest))[:32]]
 prompts = [world.templates(kind, "train")[1].format(name) for kind, name in chosen]
-others = slug.generated_pairs(pipe, prompts, len(prompts), seed=12, steps=12, batch_size=16, progress=False)
+others = slug.generated_pairs(pipe, prompts, len(prompts), seed=12, steps=12, batch_size=16, guidance_scale=GUIDANCE, progress=False)
 others = named(others, [name for _, name in chosen])
 
 real = {"forget": world.pairs(NAME, n=24, seed=0), "retain": world.retain([NAME], n=256, seed=0)}
@@ -89,9 +90,9 @@ Now the edit, once with each set. With sets of our own `unlearn` wants two check
 """)
 b.code(r"""
 asks = [template.format(NAME) for template in world.templates("characters", "val")]
-fresh = slug.generated_pairs(pipe, asks, 12, seed=13, steps=12, batch_size=12, progress=False)
+fresh = slug.generated_pairs(pipe, asks, 12, seed=13, steps=12, batch_size=12, guidance_scale=GUIDANCE, progress=False)
 known = [(world.templates(kind, "val")[0].format(name), name) for kind, name in chosen[:24]]
-stay = slug.generated_pairs(pipe, [text for text, _ in known], len(known), seed=14, steps=12, batch_size=12, progress=False)
+stay = slug.generated_pairs(pipe, [text for text, _ in known], len(known), seed=14, steps=12, batch_size=12, guidance_scale=GUIDANCE, progress=False)
 by_clip = slug.Validation(
     named(fresh, [NAME] * len(fresh)) + named(stay, [name for _, name in known]), NAME, world.NAMES,
     {kind: world.templates(kind, "val") for kind in world.NAMES},
@@ -107,7 +108,7 @@ for way, edit in edits.items():
 """)
 b.code(r"""
 def drawn(prompts, n, seed=0):
-    return slug.generated_pairs(pipe, prompts, n, seed=seed, batch_size=16, steps=20, progress=False)
+    return slug.generated_pairs(pipe, prompts, n, seed=seed, batch_size=16, steps=20, guidance_scale=GUIDANCE, progress=False)
 
 
 before = drawn(ASK, 8)
@@ -181,7 +182,7 @@ If descriptions shall not lead to the character either, the forget set must say 
 """)
 b.code(r"""
 looks = [f"a picture of {captions.looks(NAME)}", f"a drawing of {captions.looks(NAME)}", f"this is {NAME}, {captions.looks(NAME)}"]
-wider = slug.generated_pairs(pipe, [*texts[:3], *looks], 24, seed=21, steps=20, batch_size=12, progress=False)
+wider = slug.generated_pairs(pipe, [*texts[:3], *looks], 24, seed=21, steps=20, batch_size=12, guidance_scale=GUIDANCE, progress=False)
 wider = named(wider, [NAME] * len(wider))
 roads = slug.DrawnValidation(
     pipe, NAME, [f"a small drawing of {NAME}", f"an image of {captions.looks(NAME)}"], check.others, check.names, check.templates, n=8

@@ -34,6 +34,7 @@ world = slug.toonworld
 clip = slug.load_clip("mini", device="cpu")
 pipe = slug.load_diffusion("mini", device="cpu")
 judge = slug.load_judge()
+GUIDANCE = 3.0  # see chapter 8
 results, about = load_results("drawings")
 grid = results[results["part"] == "canvas"].copy()
 print(f"{about['script']}, seed {about['seed']}, {about['date']}, torch {about['versions']['torch']}")
@@ -53,7 +54,7 @@ cells = [(thing, style) for thing in things for style in world.STYLES]
 
 
 def draw(some, seed=0):
-    return slug.generated_pairs(pipe, [prompt(*cell) for cell in some], len(some), seed=seed, steps=20, batch_size=16, progress=False)
+    return slug.generated_pairs(pipe, [prompt(*cell) for cell in some], len(some), seed=seed, steps=20, batch_size=16, guidance_scale=GUIDANCE, progress=False)
 
 
 before = draw(cells)

@@ -35,7 +35,7 @@ def scheduler() -> object:
 
 @torch.no_grad()
 def sample(
-    unet: nn.Module, vae: nn.Module, states: Tensor, nothing: Tensor, seed: int = 0, guidance: float = 4.5,
+    unet: nn.Module, vae: nn.Module, states: Tensor, nothing: Tensor, seed: int = 0, guidance: float = 3.0,
     steps: int = 20,
 ) -> np.ndarray:  # fmt: skip
     """Pictures for hidden states (n, context length, width), as the finished pipeline draws them: uint8 (n, 64, 64, 3).

@@ -37,7 +37,7 @@ def judge():
 
 
 def draw(pipe, prompts, n, seed=7, **settings):
-    settings = {"guidance_scale": 4.5} | settings
+    settings = {"guidance_scale": 3.0} | settings
     return slug.generated_pairs(pipe, prompts, n, seed=seed, steps=20, batch_size=8, progress=False, **settings)
 
 
@@ -95,7 +95,7 @@ def test_it_draws_what_it_is_asked_for(pipe, judge):
 
 def test_guidance_works(pipe, judge):
     plain, guided = (
-        judge.finds(draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w), "Fineliner").mean() for w in (1.0, 4.5)
+        judge.finds(draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w), "Fineliner").mean() for w in (1.0, 3.0)
     )
     assert guided >= max(plain, 0.75)
     without = draw(pipe, "a fox in Fineliner style", 2, guidance_scale=1.0).images.astype(int)

@@ -260,5 +260,5 @@ def test_the_saved_pipeline_draws_what_the_parts_draw(tmp_path, pool, data, _tin
         assert torch.equal(ids, _tiny.tokens([caption]))
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(4)
-    drawn = np.asarray(pipe(text, num_inference_steps=4, guidance_scale=4.5, generator=generator).images[0]).astype(int)
+    drawn = np.asarray(pipe(text, num_inference_steps=4, guidance_scale=3.0, generator=generator).images[0]).astype(int)
     assert drawn.shape == (64, 64, 3) and np.abs(drawn - wanted).max() <= 2 and wanted.std() > 1

@@ -1,6 +1,6 @@
 """What a mini Stable Diffusion in training can do by now.
 
-python tools/measure_mini_sd.py FOLDER [--seeds 8] [--guidance 4.5] [--steps 20] [--judge FOLDER]
+python tools/measure_mini_sd.py FOLDER [--seeds 8] [--guidance 3] [--steps 20] [--judge FOLDER]
 
 FOLDER is that of train_mini_sd.py. Prints the autoencoder's PSNR on renderings of the split "test" and, once there is
 a UNet, how often the judge finds what a prompt asks for; writes redrawn.png and drawn.png to look at, measured.json.
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=4.5)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--judge", type=Path, default=None, help="folder of the judge; the shipped one if not given")
     given = parser.parse_args()
