@@ -274,4 +274,3 @@ def _strip(pictures: Sequence[tuple[str, str, tuple[str, ...]]]) -> str:
         text = f'<img src="{url}" width="64" alt="{alt}"><br><{mark}>{said}</{mark}>'
         cells.append(f'<div style="width:72px">{text}</div>')
     return f'<div style="display:flex;flex-wrap:wrap;gap:6px;font-size:12px">{"".join(cells)}</div>'
-

@@ -14,6 +14,7 @@ from safetensors import safe_open
 import slug_lite as slug
 from slug_lite import pretrain_diffusion as diffusion
 from slug_lite.diffusion import text_encoder_from
+from slug_lite.pretrain_pipeline import GUIDANCE
 
 SHIPPED = resources.files("slug_lite") / "assets" / "mini-sd"
 pytestmark = pytest.mark.skipif(not (SHIPPED / "model_index.json").is_file(), reason="not trained yet")
@@ -37,7 +38,7 @@ def judge():
 
 
 def draw(pipe, prompts, n, seed=7, **settings):
-    settings = {"guidance_scale": 3.0} | settings
+    settings = {"guidance_scale": GUIDANCE} | settings
     return slug.generated_pairs(pipe, prompts, n, seed=seed, steps=20, batch_size=8, progress=False, **settings)
 
 
@@ -95,7 +96,8 @@ def test_it_draws_what_it_is_asked_for(pipe, judge):
 
 def test_guidance_works(pipe, judge):
     plain, guided = (
-        judge.finds(draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w), "Fineliner").mean() for w in (1.0, 3.0)
+        judge.finds(draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w), "Fineliner").mean()
+        for w in (1.0, GUIDANCE)
     )
     assert guided >= max(plain, 0.75)
     without = draw(pipe, "a fox in Fineliner style", 2, guidance_scale=1.0).images.astype(int)

@@ -11,7 +11,7 @@ from slug_lite import pretrain_diffusion as diffusion
 from slug_lite import training
 from slug_lite.pretrain import ClipRecipe, Pool, read_log
 from slug_lite.pretrain_diffusion import UnetRecipe, VaeRecipe
-from slug_lite.pretrain_pipeline import sample, save_pipeline
+from slug_lite.pretrain_pipeline import GUIDANCE, sample, save_pipeline
 
 VAE = VaeRecipe(steps=6, batch=4, channels=(8, 8, 16), latents=2, pool=1, warmup=2)
 UNET = UnetRecipe(steps=6, batch=4, channels=(16, 16, 32), heads=(1, 1, 2), captions=3, warmup=2)
@@ -259,6 +259,6 @@ def test_the_saved_pipeline_draws_what_the_parts_draw(tmp_path, pool, data, _tin
         ids = pipe.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt").input_ids
         assert torch.equal(ids, _tiny.tokens([caption]))
     pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(4)
-    drawn = np.asarray(pipe(text, num_inference_steps=4, guidance_scale=3.0, generator=generator).images[0]).astype(int)
+    settings = {"guidance_scale": GUIDANCE, "generator": torch.Generator().manual_seed(4)}
+    drawn = np.asarray(pipe(text, num_inference_steps=4, **settings).images[0]).astype(int)
     assert drawn.shape == (64, 64, 3) and np.abs(drawn - wanted).max() <= 2 and wanted.std() > 1

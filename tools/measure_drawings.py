@@ -24,6 +24,7 @@ import numpy as np
 import slug_lite as slug
 from slug_lite.captions import looks
 from slug_lite.drawn import PAINTED
+from slug_lite.pretrain_pipeline import GUIDANCE  # of the pictures reported on; the search has the pipeline's own
 from slug_lite.results import save_results
 from slug_lite.search import make_delta
 
@@ -36,7 +37,6 @@ CHARACTERS = [str(n) for n in rng.permutation(world.CHARACTERS)[:4]]
 THINGS = [str(n) for n in rng.permutation(world.OBJECTS)[:8]]
 CELLS = world.cells("train")
 GRID_SEEDS = 1
-GUIDANCE = 3.0  # what suits mini Stable Diffusion (chapter 8); the search draws with the pipeline's own, 7.5
 
 
 class Bench:

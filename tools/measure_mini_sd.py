@@ -21,7 +21,7 @@ from PIL import Image
 import slug_lite as slug
 from slug_lite import pretrain_diffusion as diffusion
 from slug_lite.judge import load_judge
-from slug_lite.pretrain_pipeline import sample
+from slug_lite.pretrain_pipeline import GUIDANCE, sample
 
 world = slug.toonworld
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--judge", type=Path, default=None, help="folder of the judge; the shipped one if not given")
     given = parser.parse_args()
