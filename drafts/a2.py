@@ -97,8 +97,11 @@ at a time $t$ that is drawn at random, and ask the UNet for $v = \alpha_t \varep
 $$w_t = \frac{\min(\mathrm{snr}_t, \gamma)}{\mathrm{snr}_t + 1}, \qquad \mathrm{snr}_t = \alpha_t^2/\sigma_t^2,$$
 
 so that times at which the answer is nearly given do not crowd out the others {cite}`hang2023minsnr`.
+
+With $t$ drawn evenly, a large part of every batch would then hardly count. So times that weigh more are drawn more often, and each error is multiplied by $w_t$ over the frequency of its time: the mean gradient is the same, with less noise. Within a batch the times are spread evenly over these frequencies instead of being drawn one by one {cite}`kingma2021vdm`.
 """)
 b.code(r"""
+plots.show_source(recipes.noise_levels)
 plots.show_source(recipes._unet_loss)
 """)
 b.code(r"""
@@ -109,10 +112,17 @@ top.plot((snr / (1 + snr)).sqrt(), label=r"picture $\alpha_t$")
 top.plot((1 / (1 + snr)).sqrt(), ls="--", label=r"noise $\sigma_t$")
 top.set(ylabel="share")
 top.legend(loc="center left")
-bottom.plot(weight, color=plots.COLORS[2])
-bottom.set(xlabel="time t", ylabel="weight of the error")
+often, multiplied = recipes.noise_levels(recipes.UnetRecipe(**training["unet"]))
+bottom.plot(weight / weight.mean(), color=plots.COLORS[2], label="weight $w_t$ of the error")
+bottom.plot(often * len(often), color=plots.COLORS[3], ls="--", label="how often it is drawn")
+bottom.set(xlabel="time t", ylabel="relative to the mean")
+bottom.legend(loc="upper right")
 plt.show()
-""", alt="Above, the share of the picture falls over time while that of the noise rises. Below, the weight of the error: near zero at the smallest times, a peak early on, then a long fall to zero.")
+hardly = weight < 0.25 * weight.mean()
+print(f"times that weigh less than a quarter of the mean: {hardly.float().mean():.0%} of all, {often[hardly].sum():.0%} of those drawn")
+effective = [(w * o).sum().square() / (w.square() * o).sum() for o, w in ((torch.full_like(weight, 1 / len(weight)), weight), (often, multiplied))]
+print(f"a picture of a batch counts for {effective[0]:.2f} if times are drawn evenly, for {effective[1]:.2f} as they are drawn here")
+""", alt="Above, the share of the picture falls over time while that of the noise rises. Below, the weight of the error: near zero at the smallest times, a peak early on, then a long fall to zero; and how often each time is drawn, which follows it but stays away from zero.")
 b.md(r"""
 The words come from mini CLIP's text tower, which stays as it is: all states of a caption, after the final norm. This matters for the rest of the book. The UNet has learnt to listen to *this* tower, and an edit of the tower is an edit of what the UNet hears.
 One caption in ten is replaced by the empty one, so that the UNet also learns to draw without words: guidance needs both {cite}`ho2022cfg`. Latents and states are computed once, before training.
@@ -145,15 +155,6 @@ plt.show()
 """, alt="Three panels over training steps: the autoencoder's loss and its held-out signal-to-noise ratio; the UNet's loss; and by how much that loss grows when captions are exchanged.")
 b.md(r"""
 The last panel answers a question that a loss curve does not: does the UNet *listen*? Give every picture of a fixed batch its neighbour's caption, and see by how much the loss grows. A UNet that ignores words would not notice.
-
-The log holds one more thing, which a reader who trains it anew will miss:
-""")
-b.code(r"""
-pace = logs["unet"].set_index("step")["lr"]
-early = pace[(pace.diff() < 0) & (pace.index < (1 - training["unet"]["cooldown"]) * training["unet"]["steps"])].index
-print(f"The learning rate fell between steps {early.min():,} and {early.max():,}, then went up again:")
-print("this run was planned shorter, and prolonged while it had begun to slow down.")
-print("With the recipe alone the rate falls once, at the end.")
 """)
 b.md(r"""
 ## The judge

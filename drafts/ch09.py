@@ -124,7 +124,11 @@ Compare with {doc}`chapter 5 <05_how_far>`. Where she is gone and the others are
 
 ## Search where it counts
 
-Is CLIP's step long enough? That may differ from name to name, and from layer to layer; the table further down says how often it was. So nothing is taken for granted, and the step is searched on what the pipeline draws. `slug.DrawnValidation` has the concept drawn with prompts and seeds of its own, and a few other concepts, and asks the **unedited CLIP** what the pictures show. The judge stays out of it: it is for the report. It draws with the guidance that `diffusers` has unless told otherwise, which is stronger than ours and so harder on an edit. `unlearn` takes the pipeline as `pipe=`. It looks only at layers that the pipeline has, lets CLIP propose layers and steps as before, and then makes the step of the best layer longer until the concept is drawn no more. If that costs the other pictures more than one, it tries the next layer.
+Is CLIP's step long enough? That may differ from name to name, and from layer to layer; the table further down says how often it was. So nothing is taken for granted, and the step is searched on what the pipeline draws. `slug.DrawnValidation` has the concept drawn with prompts and seeds of its own, and a few other concepts, and asks the **unedited CLIP** what the pictures show. The judge stays out of it: it is for the report.
+
+CLIP may also answer "none of these". Whoever is drawn in the place of somebody forgotten resembles one of the known names more than the others, often the forgotten one, though it is not a likeness: a forced choice would call such strangers by the old name, and the step would grow until everything else is spoiled. So a picture counts as hers only if it fits her name at least as well as nine in ten of the pictures did that were drawn before any edit.
+
+The check draws with the guidance that `diffusers` has unless told otherwise, which is stronger than ours and so harder on an edit. `unlearn` takes the pipeline as `pipe=`. It looks only at layers that the pipeline has, lets CLIP propose layers and steps as before, and then makes the step of the best layer longer until the concept is drawn no more. If that costs the other pictures more than one, it tries the next layer.
 """)
 b.code(r"""
 plots.show_source(lengthen)

@@ -4,7 +4,8 @@ The autoencoder (`AutoencoderKL`) learns to redraw renderings: absolute error in
 outlines crisp, squared error, and a slight pull towards a normal distribution. The UNet (`UNet2DConditionModel`)
 sees latents and the text tower's last hidden states, both computed once, and learns to tell picture from noise
 (v-prediction: Salimans & Ho, 2022; min-SNR weights: Hang et al., 2023); one caption in ten is left out, for
-guidance. What it ships is a running mean of its weights.
+guidance. Noise levels that weigh more are drawn more often, evenly over a batch (Kingma et al., 2021), so that no
+step is spent on pictures that hardly count. What it ships is a running mean of its weights.
 
 Everything that is random in a step follows from (seed, step), so a run that is resumed from a checkpoint ends with
 the weights it would have had.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, 
 class VaeRecipe:
     """How the autoencoder is trained; the defaults are those of the shipped weights."""
 
-    steps: int = 4800
+    steps: int = 3200
     batch: int = 16
     lr: float = 1.5e-3
     warmup: int = 100
@@ -65,6 +67,7 @@ class UnetRecipe:
     weight_decay: float = 0.01
     ema: float = 0.999
     gamma: float = 5.0  # no noise level weighs more than a signal-to-noise ratio of this
+    even: float = 0.3  # share of the noise levels drawn evenly; the others as often as they weigh
     no_caption: float = 0.1
     channels: tuple[int, ...] = (48, 96, 160)
     heads: tuple[int, ...] = (2, 3, 5)
@@ -258,6 +261,7 @@ def prepare(
 # ---------------------------------------------------------------------------------------------- UNet
 
 
+@lru_cache
 def signal_to_noise() -> Tensor:
     """The signal-to-noise ratio at each of the 1,000 noise levels, falling: (1000,)."""
     from diffusers import DDPMScheduler
@@ -280,26 +284,41 @@ def _batch(
     return data["latents"][pictures].float(), data["states"][words].float()
 
 
+def noise_levels(recipe: UnetRecipe) -> tuple[Tensor, Tensor]:
+    """How often each of the 1,000 noise levels is drawn, summing to one, and what its error then weighs: (1000,) each.
+
+    The product is min-SNR's weight over 1,000 (Hang et al., 2023): the mean gradient is that of levels drawn evenly.
+    """
+    snr = signal_to_noise()
+    weight = snr.clamp(max=recipe.gamma) / (1 + snr)
+    often = ((1 - recipe.even) * weight / weight.mean() + recipe.even) / len(snr)
+    return often, weight / (len(snr) * often)
+
+
 def _unet_loss(
-    unet: nn.Module, z: Tensor, states: Tensor, snr: Tensor, recipe: UnetRecipe, generator: torch.Generator
-) -> Tensor:
-    t = torch.randint(len(snr), (len(z),), generator=generator)
+    unet: nn.Module, z: Tensor, states: Tensor, levels: tuple[Tensor, Tensor], recipe: UnetRecipe,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    often, weight = levels
+    even = (torch.arange(len(z)) + torch.rand(1, generator=generator)) / len(z)  # one level from each part of a batch
+    t = torch.searchsorted(often.cumsum(0), even).clamp(max=len(often) - 1)
     noise = torch.randn(z.shape, generator=generator)
-    signal, sigma = ((snr / (1 + snr))[t].sqrt().view(-1, 1, 1, 1), (1 / (1 + snr))[t].sqrt().view(-1, 1, 1, 1))
+    kept = signal_to_noise()[t].view(-1, 1, 1, 1)
+    signal, sigma = (kept / (1 + kept)).sqrt(), (1 / (1 + kept)).sqrt()
     with torch.autocast("cpu", torch.bfloat16):
         predicted = unet(signal * z + sigma * noise, t, states).sample.float()
     error = (predicted - (signal * noise - sigma * z)).square().mean((1, 2, 3))
-    return (error * snr[t].clamp(max=recipe.gamma) / (1 + snr[t])).mean()
+    return (error * weight[t]).mean()
 
 
 @torch.no_grad()
-def _heeds(unet: nn.Module, data: dict[str, Tensor], groups: dict, recipe: UnetRecipe, snr: Tensor) -> dict[str, float]:
+def _heeds(unet: nn.Module, data: dict[str, Tensor], groups: dict, recipe: UnetRecipe) -> dict[str, float]:
     """The loss on a fixed batch, and how much it grows when every picture gets its neighbour's caption."""
     fixed = replace(recipe, batch=256, no_caption=0.0)
     z, states = _batch(data, groups, fixed, np.random.default_rng([recipe.seed, 5]))
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     losses = [
-        _unet_loss(unet, z, words, snr, recipe, generator).item()
+        _unet_loss(unet, z, words, noise_levels(recipe), recipe, generator).item()
         for words, generator in zip((states, states.roll(1, 0)), generators, strict=True)
     ]
     return {"fixed_loss": round(losses[0], 5), "words_matter": round(losses[1] / losses[0] - 1, 4)}
@@ -321,7 +340,7 @@ def train_unet(
     folder.mkdir(parents=True, exist_ok=True)
     shape = {"latents": data["latents"].shape[1], "width": data["states"].shape[2]}
     both = nn.ModuleDict({"unet": build_unet(recipe, **shape), "mean": build_unet(recipe, **shape)})
-    unet, mean, snr = both["unet"], both["mean"].requires_grad_(False), signal_to_noise()
+    unet, mean, levels = both["unet"], both["mean"].requires_grad_(False), noise_levels(recipe)
     unet.set_attn_processor(AttnProcessor())  # for so few positions a third quicker on a CPU than the fused kernel
     optimizer = adamw(unet, recipe)
 
@@ -329,7 +348,7 @@ def train_unet(
         shares = LATER if step >= recipe.later else SHARES
         z, states = _batch(data, groups, recipe, np.random.default_rng([recipe.seed, step, 4]), shares)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        loss = _unet_loss(unet.train(), z, states, snr, recipe, generator)
+        loss = _unet_loss(unet.train(), z, states, levels, recipe, generator)
         descend(unet, loss, optimizer, recipe, step)
         share = 1 - min(recipe.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(mean.parameters()), [p.detach() for p in unet.parameters()], share)
@@ -339,7 +358,7 @@ def train_unet(
         if step % look_every and step != recipe.steps:
             return {}
         mean.save_pretrained(folder / "unet")
-        return _heeds(mean, data, groups, recipe, snr)
+        return _heeds(mean, data, groups, recipe)
 
     train(folder, "unet", recipe, both, optimizer, one_step, look, until, minutes)
     return mean.eval()

@@ -161,14 +161,34 @@ def test_the_loss_is_zero_for_the_true_velocity_and_no_other():
             out = kept.sqrt() * noise - (1 - kept).sqrt() * z
             return type("Out", (), {"sample": out + self.off})
 
-    oracle = Oracle()
-    assert diffusion._unet_loss(oracle, z, z, snr, UNET, torch.Generator().manual_seed(0)) < 1e-4
-    oracle.off = 1.0
-    weights = (snr.clamp(max=UNET.gamma) / (1 + snr))[
-        torch.randint(1000, (5,), generator=torch.Generator().manual_seed(0))
-    ]
-    loss = diffusion._unet_loss(oracle, z, z, snr, UNET, torch.Generator().manual_seed(0))
-    assert loss.item() == pytest.approx(weights.mean().item(), rel=1e-2)
+    oracle, levels = Oracle(), diffusion.noise_levels(UNET)
+    assert diffusion._unet_loss(oracle, z, z, levels, UNET, torch.Generator().manual_seed(0)) < 1e-4
+    oracle.off = 1.0  # a squared error of one at every level: what remains is the mean weight
+    z = z.repeat(400, 1, 1, 1)
+    loss = diffusion._unet_loss(oracle, z, z, levels, UNET, torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx((snr.clamp(max=UNET.gamma) / (1 + snr)).mean().item(), rel=1e-2)
+
+
+def test_levels_that_weigh_more_are_drawn_more_often_and_count_the_same():
+    recipe, snr = diffusion.UnetRecipe(), diffusion.signal_to_noise()
+    often, weight = diffusion.noise_levels(recipe)
+    wanted = snr.clamp(max=recipe.gamma) / (1 + snr)
+    assert often.sum().item() == pytest.approx(1, abs=1e-5) and often.min() >= 0.99 * recipe.even / len(snr)
+    assert torch.allclose(often * weight * len(snr), wanted) and often.argmax() == wanted.argmax()
+    even = diffusion.noise_levels(diffusion.UnetRecipe(even=1.0))
+    assert torch.allclose(even[1], wanted)
+    spread = [w.square().mul(o).sum() / w.mul(o).sum().square() for o, w in ((often, weight), even)]
+    assert spread[0] < 0.7 * spread[1]  # a batch counts for more
+
+    class Seen(torch.nn.Module):
+        def forward(self, noisy, t, states):
+            self.t = t
+            return type("Out", (), {"sample": noisy})
+
+    seen, z = Seen(), torch.zeros(4000, 1, 1, 1)
+    diffusion._unet_loss(seen, z, z, (often, weight), recipe, torch.Generator().manual_seed(3))
+    counted = torch.bincount(seen.t, minlength=1000).view(10, 100).sum(1) / 4000
+    assert (counted - often.view(10, 100).sum(1)).abs().max() < 2e-3  # closer than chance: evenly over the batch
 
 
 def test_hidden_states_are_those_before_pooling(_tiny):
