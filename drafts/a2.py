@@ -155,6 +155,21 @@ plt.show()
 """, alt="Three panels over training steps: the autoencoder's loss and its held-out signal-to-noise ratio; the UNet's loss; and by how much that loss grows when captions are exchanged.")
 b.md(r"""
 The last panel answers a question that a loss curve does not: does the UNet *listen*? Give every picture of a fixed batch its neighbour's caption, and see by how much the loss grows. A UNet that ignores words would not notice.
+
+The log holds one more thing, which a reader who trains it anew will miss:
+""")
+b.code(r"""
+pace = logs["unet"].set_index("step")["lr"]
+again = pace.index[(pace.diff() > 0) & (pace.index > training["unet"]["warmup"])]
+for step in again:
+    before, after = pace[:step].iloc[-2], pace[step]
+    print(f"At step {pace[:step].index[-2]:,} the learning rate had fallen to {before:.1e}; then it went up to {after:.1e} and fell once more.")
+shares = pd.DataFrame({1: recipes.SHARES, training["unet"]["later"]: recipes.LATER, training["unet"]["last"]: recipes.LAST})
+print("What a batch is made of, from which step on (%):")
+(100 * shares).rename_axis(columns="from step").round(0)
+""")
+b.md(r"""
+The run was prolonged when it had come to its end, because characters, counted by the judge, fell short of what we had asked for; they got a larger share of the batches then. With the recipe alone the rate falls once, at the end.
 """)
 b.md(r"""
 ## The judge

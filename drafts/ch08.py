@@ -33,7 +33,7 @@ world = slug.toonworld
 pipe = slug.load_diffusion("mini", device="cpu")
 judge = slug.load_judge()
 NAME = "Ada Sunfield"
-GUIDANCE = 3.0  # of which more below
+GUIDANCE = 3.2  # of which more below
 """)
 b.md(r"""
 ## A machine that draws

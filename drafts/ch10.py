@@ -37,7 +37,7 @@ pipe = slug.load_diffusion("mini", device="cpu")
 judge = slug.load_judge()
 NAME = "Zorbo"
 ASK = f"a picture of {NAME}"
-GUIDANCE = 3.0  # see chapter 8
+GUIDANCE = 3.2  # see chapter 8
 """)
 b.md(r"""
 ## A forget set out of nothing

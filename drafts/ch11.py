@@ -34,7 +34,7 @@ world = slug.toonworld
 clip = slug.load_clip("mini", device="cpu")
 pipe = slug.load_diffusion("mini", device="cpu")
 judge = slug.load_judge()
-GUIDANCE = 3.0  # see chapter 8
+GUIDANCE = 3.2  # see chapter 8
 results, about = load_results("drawings")
 grid = results[results["part"] == "canvas"].copy()
 print(f"{about['script']}, seed {about['seed']}, {about['date']}, torch {about['versions']['torch']}")

@@ -219,16 +219,15 @@ def test_a_batch_pairs_pictures_with_captions_of_their_own(pool, data):
 
 
 def test_later_shares(tmp_path, pool, data, monkeypatch):
-    """From the step `later` on people are shown less often, and nothing else changes."""
+    """From the step `later` on people are shown less often, from `last` on characters more; nothing else changes."""
     seen, own = [], diffusion.draw
     monkeypatch.setattr(
         diffusion, "draw", lambda groups, n, rng, shares: seen.append(shares) or own(groups, n, rng, shares)
     )
-    diffusion.train_unet(tmp_path, data, pool.groups, diffusion.replace(UNET, steps=3, later=2))
-    assert [shares for shares in seen if shares is diffusion.LATER] == [diffusion.LATER]
-    assert seen[:2] == [diffusion.SHARES] * 2 and seen[2] is diffusion.LATER
+    diffusion.train_unet(tmp_path, data, pool.groups, diffusion.replace(UNET, steps=4, later=2, last=3))
+    assert seen[:4] == [diffusion.SHARES] * 2 + [diffusion.LATER, diffusion.LAST]
     groups = {kind: [(kind,)] for kind in diffusion.SHARES}
-    for shares in (diffusion.SHARES, diffusion.LATER):
+    for shares in (diffusion.SHARES, diffusion.LATER, diffusion.LAST):
         drawn = own(groups, 4000, np.random.default_rng(0), shares)
         assert sum(shares.values()) == pytest.approx(1)
         assert all(drawn.count((kind,)) / 4000 == pytest.approx(share, abs=0.03) for kind, share in shares.items())
