@@ -298,9 +298,8 @@ def noise_levels(recipe: UnetRecipe) -> tuple[Tensor, Tensor]:
 
 
 def _unet_loss(
-    unet: nn.Module, z: Tensor, states: Tensor, levels: tuple[Tensor, Tensor], recipe: UnetRecipe,
-    generator: torch.Generator,
-) -> Tensor:  # fmt: skip
+    unet: nn.Module, z: Tensor, states: Tensor, levels: tuple[Tensor, Tensor], generator: torch.Generator
+) -> Tensor:
     often, weight = levels
     even = (torch.arange(len(z)) + torch.rand(1, generator=generator)) / len(z)  # one level from each part of a batch
     t = torch.searchsorted(often.cumsum(0), even).clamp(max=len(often) - 1)
@@ -318,9 +317,9 @@ def _heeds(unet: nn.Module, data: dict[str, Tensor], groups: dict, recipe: UnetR
     """The loss on a fixed batch, and how much it grows when every picture gets its neighbour's caption."""
     fixed = replace(recipe, batch=256, no_caption=0.0)
     z, states = _batch(data, groups, fixed, np.random.default_rng([recipe.seed, 5]))
-    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    levels, generators = noise_levels(recipe), [torch.Generator().manual_seed(0) for _ in range(2)]
     losses = [
-        _unet_loss(unet, z, words, noise_levels(recipe), recipe, generator).item()
+        _unet_loss(unet, z, words, levels, generator).item()
         for words, generator in zip((states, states.roll(1, 0)), generators, strict=True)
     ]
     return {"fixed_loss": round(losses[0], 5), "words_matter": round(losses[1] / losses[0] - 1, 4)}
@@ -350,7 +349,7 @@ def train_unet(
         shares = LAST if step >= recipe.last else LATER if step >= recipe.later else SHARES
         z, states = _batch(data, groups, recipe, np.random.default_rng([recipe.seed, step, 4]), shares)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        loss = _unet_loss(unet.train(), z, states, levels, recipe, generator)
+        loss = _unet_loss(unet.train(), z, states, levels, generator)
         descend(unet, loss, optimizer, recipe, step)
         share = 1 - min(recipe.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(mean.parameters()), [p.detach() for p in unet.parameters()], share)
