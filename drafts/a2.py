@@ -50,7 +50,7 @@ $$
 L = \sum_{k} \bigl\lVert B_k(\hat x - x) \bigr\rVert_1 + \lVert \hat x - x\rVert_2^2 + \beta\,\mathrm{KL},
 $$
 
-where $B_k$ are the bands of a Laplacian pyramid {cite}`burt1983laplacian`, each with its mean absolute value; the coarse rest counts as a band too, and every term is a mean over pixels and channels. Squared error alone is lenient with blurred edges: a soft outline costs little. In the finest band an outline is all there is, and the absolute value counts a small miss in full.
+where $B_k$ are the bands of a Laplacian pyramid {cite}`burt1983laplacian`, each with its mean absolute value; the coarse rest counts as a band too, and the first two terms are means over pixels and channels, the last is in nats for each latent position. Squared error alone is lenient with blurred edges: a soft outline costs little. In the finest band an outline is all there is, and the absolute value counts a small miss in full.
 The last term, with a very small $\beta$, pulls latents mildly towards a normal distribution.
 """)
 b.code(r"""
@@ -71,7 +71,7 @@ enlarged = [np.kron(x, np.ones((3, 3, 1), np.uint8)) for x in [*held_out.images[
 plots.gallery(enlarged, columns=6, row_names=["drawing", "redrawn"])
 plt.show()
 print(f"peak signal-to-noise ratio on {len(held_out)} held-out drawings: {recipes.psnr(pipe.vae, held_out.images):.1f} dB")
-""", alt="Two rows of six pictures: drawings of the mini world that training never saw, and below each what the autoencoder makes of it after a detour over latents. They look alike, outlines included.")
+""", alt="Two rows of six pictures: drawings of the mini world that training never saw, and below each what the autoencoder makes of it after a detour over latents.")
 b.md(r"""
 The PSNR is $10\log_{10}(4/\mathrm{MSE})$ for pixels from $-1$ to $1$, the mean over pictures.
 
@@ -98,10 +98,14 @@ $$w_t = \frac{\min(\mathrm{snr}_t, \gamma)}{\mathrm{snr}_t + 1}, \qquad \mathrm{
 
 so that times at which the answer is nearly given do not crowd out the others {cite}`hang2023minsnr`.
 
-With $t$ drawn evenly, a large part of every batch would then hardly count. So times that weigh more are drawn more often, and each error is multiplied by $w_t$ over the frequency of its time: the mean gradient is the same, with less noise. Within a batch the times are spread evenly over these frequencies instead of being drawn one by one {cite}`kingma2021vdm`.
+With $t$ drawn evenly, a large part of every batch would then hardly count. So times that weigh more are drawn more often (a part, the recipe's `even`, is still drawn evenly), and each error is multiplied by $w_t$ over the frequency of its time: the mean gradient is the same, with less noise. Within a batch the times are spread evenly over these frequencies instead of being drawn one by one {cite}`kingma2021vdm`.
+
+How much is gained? A mean of errors with weights $w_i$ is as steady as one of $(\sum w_i)^2/\sum w_i^2$ errors with equal weights, the *effective sample size*. Divided by the number of pictures in a batch, that is what one picture counts for.
 """)
 b.code(r"""
 plots.show_source(recipes.noise_levels)
+""")
+b.code(r"""
 plots.show_source(recipes._unet_loss)
 """)
 b.code(r"""
@@ -121,7 +125,7 @@ plt.show()
 hardly = weight < 0.25 * weight.mean()
 print(f"times that weigh less than a quarter of the mean: {hardly.float().mean():.0%} of all, {often[hardly].sum():.0%} of those drawn")
 effective = [(w * o).sum().square() / (w.square() * o).sum() for o, w in ((torch.full_like(weight, 1 / len(weight)), weight), (often, multiplied))]
-print(f"a picture of a batch counts for {effective[0]:.2f} if times are drawn evenly, for {effective[1]:.2f} as they are drawn here")
+print(f"a picture of a batch counts for {effective[0]:.2f} of one if times are drawn evenly, for {effective[1]:.2f} as they are drawn here")
 """, alt="Above, the share of the picture falls over time while that of the noise rises. Below, the weight of the error: near zero at the smallest times, a peak early on, then a long fall to zero; and how often each time is drawn, which follows it but stays away from zero.")
 b.md(r"""
 The words come from mini CLIP's text tower, which stays as it is: all states of a caption, after the final norm. This matters for the rest of the book. The UNet has learnt to listen to *this* tower, and an edit of the tower is an edit of what the UNet hears.
@@ -130,8 +134,7 @@ One caption in ten is replaced by the empty one, so that the UNet also learns to
 What ships is not the last state of the weights but a running mean of them.
 """)
 b.code(r"""
-fields = {part: {k: v for k, v in training[part].items()} for part in ("vae", "unet")}
-table = pd.DataFrame(fields)
+table = pd.DataFrame({part: training[part] for part in ("vae", "unet")})
 table.astype(object).where(table.notna(), "–")
 """)
 b.md(r"""
@@ -160,24 +163,22 @@ The log holds one more thing, which a reader who trains it anew will miss:
 """)
 b.code(r"""
 pace = logs["unet"].set_index("step")["lr"]
-again = pace.index[(pace.diff() > 0) & (pace.index > training["unet"]["warmup"])]
-for step in again:
-    before, after = pace[:step].iloc[-2], pace[step]
-    print(f"At step {pace[:step].index[-2]:,} the learning rate had fallen to {before:.1e}; then it went up to {after:.1e} and fell once more.")
-shares = pd.DataFrame({1: recipes.SHARES, training["unet"]["later"]: recipes.LATER, training["unet"]["last"]: recipes.LAST})
+for step in pace.index[(pace.diff() > 0) & (pace.index > training["unet"]["warmup"])]:
+    so_far = pace.loc[:step]
+    print(f"At step {so_far.index[-2]:,} the learning rate had fallen to {so_far.iloc[-2]:.1e}; then it went up to {so_far.iloc[-1]:.1e} and fell once more.")
+shares = pd.DataFrame(dict(zip([1, *training["unet"]["phases"]], recipes.SHARES, strict=True)))
 print("What a batch is made of, from which step on (%):")
 (100 * shares).rename_axis(columns="from step").round(0)
 """)
 b.md(r"""
-The run was prolonged when it had come to its end, because characters, counted by the judge, fell short of what we had asked for; they got a larger share of the batches then. With the recipe alone the rate falls once, at the end.
+The run was prolonged each time after it had come to its end, because pictures that the judge counted fell short of what we had asked for: first those of characters, then those of an object in a style. The batches held more of them from there on. With the recipe alone, the rate falls once, at the end.
 """)
 b.md(r"""
 ## The judge
 
-The judge is a plain convolutional classifier with a head for each kind. It never saw mini CLIP, nor anything that was generated, and it learnt "none of these" from pictures that look like the world and are nothing in it: people who are nobody, halves and blends of two pictures, snippets, blurs, noise.
+The judge is a plain convolutional classifier with a head for each kind. It never saw mini CLIP, nor anything that was generated, and it learnt "none of these" from pictures that look like the world and are nothing in it: people who are nobody, halves and blends of two pictures, snippets, blurs, shuffled tiles, noise.
 """)
 b.code(r"""
-recipe = json.loads((assets / "mini-judge" / "training.json").read_text())
 rng = np.random.default_rng(0)
 strangers = pretrain_judge.nobodies(4, rng, "test")
 x = recipes.signed(world.retain(n=16, seed=4, split="test").images)
@@ -187,7 +188,7 @@ shown = [((p.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8) for
 verdict = judge(np.stack(shown))
 plots.gallery(shown, [name.replace(" ", "\n", 1) for name in verdict["name"]], columns=4)
 plt.show()
-""", alt="Eight spoiled pictures, strangers, halves, blends, snippets and blurs, each under the name that the judge gives it, mostly none of these.")
+""", alt="Eight spoiled pictures, among them strangers, halves and blends of two pictures, snippets, blurs and shuffled tiles, each under the name that the judge gives it.")
 b.code(r"""
 pairs = world.everything(8, seed=7, split="test")
 found = judge(pairs)
@@ -201,7 +202,7 @@ rates["strangers called none of these"] = (nobody["name"] == "none of these").me
 (100 * pd.Series(rates, name="right on held-out drawings (%)")).round(1).to_frame()
 """)
 b.md(r"""
-Is it calibrated, that is, when it says 90 %, is it right nine times in ten? The temperatures of its heads were fitted on validation drawings. Here are test drawings, a third of them spoiled, in bins of confidence.
+Is it calibrated, that is, when it says 90 %, is it right nine times in ten? The temperatures of its heads were fitted on validation drawings. Here are test drawings, a third of them spoiled, in bins of confidence. The *expected calibration error* is the mean gap between the confidence of a bin and the share of its answers that are right, each bin counted by its answers.
 """)
 b.code(r"""
 from dataclasses import replace
@@ -226,7 +227,7 @@ by_bin.round(3)
 b.md(r"""
 ## What mini Stable Diffusion can draw
 
-Each prompt is drawn with a few seeds, with the guidance that suits it ([chapter 8](08_from_words_to_pictures)), and the judge says whether it shows what was asked for. The whole count, with eight seeds for every concept, was made by `tools/measure_mini_sd.py` and ships; a part of it is repeated here.
+Each prompt is drawn with eight seeds, with the guidance that suits it ({doc}`chapter 8 <08_from_words_to_pictures>`), and the judge says whether it shows what was asked for. The whole count, of every concept, was made by `tools/measure_mini_sd.py` and ships; a part of it is repeated here.
 """)
 b.code(r"""
 counted = training["measured"]
@@ -250,7 +251,7 @@ print("live counts within 25 points of the shipped ones:", bool((abs(both.iloc[:
 b.md(r"""
 ## Train it yourself
 
-One command trains everything, autoencoder, judge and UNet, one after the other. It may be stopped at any time, and goes on where it stopped; everything random in a step follows from the seed and the step's number, so the weights are the same.
+One command trains everything, autoencoder, judge and UNet, one after the other. It may be stopped at any time, and goes on where it stopped; everything random in a step follows from the seed and the step's number, so a run that was stopped ends with the weights that it would have had. They are not those that ship, whose run was prolonged.
 
 ```
 python tools/train_mini_sd.py my-mini-sd

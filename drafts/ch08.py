@@ -27,19 +27,19 @@ import torch
 
 import slug_lite as slug
 from slug_lite import plots
+from slug_lite.diffusion import GUIDANCE  # of which more below
 
 plots.use_style()
 world = slug.toonworld
 pipe = slug.load_diffusion("mini", device="cpu")
 judge = slug.load_judge()
 NAME = "Ada Sunfield"
-GUIDANCE = 3.2  # of which more below
 """)
 b.md(r"""
 ## A machine that draws
 
 `slug.load_diffusion` returns a `StableDiffusionPipeline` of the library `diffusers`. Nothing about it is special: with `slug.load_diffusion("OWNER/NAME")` it is a real one, and all that follows runs on that too (on a GPU).
-The small one that ships with this book was trained on the mini world's drawings ([appendix](A2_training_mini_sd)) and draws at the size of a thumbnail.
+The small one that ships with this book was trained on the mini world's drawings ({doc}`appendix <A2_training_mini_sd>`) and draws at the size of a thumbnail.
 """)
 b.code(r"""
 prompts = [f"a portrait of {NAME}", "a picture of Zorbo", "a picture of a fox", "a fox in Sticker style", "a fox in Fineliner style",
@@ -65,7 +65,9 @@ b.md(r"""
 | scheduler | takes the noise out, a little at a time | latents and what the UNet says | cleaner latents |
 | VAE | makes pixels of latents (and, in training, latents of pixels) | latents | picture |
 
-(This UNet says a mixture of noise and picture, from which both follow; the [appendix](A2_training_mini_sd) has the formula.)
+We shall call the text encoder the *reader*, and UNet and scheduler together the *painter*. A **state** is the vector that the reader's last layer holds at one position of the sentence.
+
+(This UNet says a mixture of noise and picture, from which both follow; the {doc}`appendix <A2_training_mini_sd>` has the formula.)
 
 The **latents** are a small picture of their own, with fewer positions and more channels than the real one. Drawing happens there, because it is cheaper {cite}`rombach2022ldm`.
 """)
@@ -141,7 +143,7 @@ plots.gallery(frames, [f"step {k + 1}" for k in shown], columns=6)
 plt.show()
 """, alt="Six frames from left to right, from coloured noise to a finished portrait: the latents at some of the steps, each turned into pixels.")
 b.md(r"""
-The layout comes first, the details last.
+Usually the layout comes first, and details last.
 
 ### How much guidance?
 """)
@@ -160,7 +162,7 @@ plt.show()
 pd.DataFrame(rates, index=pd.Index([f"{w:g}" for w in weights], name="guidance")).rename(columns=lambda n: f"{n} found (% of 8)").round(0)
 """, alt="Two rows of five pictures with the same noise and growing guidance: a portrait above and a fox below, each under the weight of its guidance.")
 b.md(r"""
-`diffusers` draws with $w = 7.5$ unless told otherwise, which suits large models. Ours is small, and what it has learnt is rough: enlarge the difference too much, and roughness is enlarged as well, with colours that no drawing of the world has. So this book draws with the constant `GUIDANCE` of the first cell. Guidance matters for unlearning: it exaggerates the *difference* that the prompt makes. Where an edit leaves a small rest of a name in the states, guidance enlarges that rest.
+`diffusers` draws with $w = 7.5$ unless told otherwise, which suits large models. Ours is small, and what it has learnt is rough: enlarge the difference too much, and roughness is enlarged as well: compare the columns from left to right, pictures and counts. So this book draws with the constant `GUIDANCE` of the first cell. Guidance matters for unlearning: it exaggerates the *difference* that the prompt makes. Where an edit leaves a small rest of a name in the states, guidance enlarges that rest.
 
 ## What the text encoder hands over
 
@@ -284,7 +286,7 @@ for row, some, asked in zip(axes, (maps, faces), (("a", "fox", "Sticker", ""), (
         image = overlay(axis, some, word)
 figure.colorbar(image, ax=axes, label="of the map's largest value", shrink=0.8)
 plt.show()
-""", alt="Two rows. Left a drawn picture, a fox in Sticker style above and a portrait below; beside it, over a grey version of the picture, maps of how much each place heeded a word of the prompt, bright where it was heeded most. Above each map the word and its share of all attention.")
+""", alt="Two rows. Left what was drawn for a fox in Sticker style, above, and for a portrait, below; beside it, over a grey version of the picture, maps of how much each place heeded a word of the prompt, and last the padding, bright where it was heeded most. Above each map the word and its share of all attention.")
 b.code(r"""
 def shares(some):
     '''Where attention goes, all in all, in per cent.'''
@@ -297,7 +299,7 @@ attention = 100 * pd.DataFrame({"a fox in Sticker style": shares(maps), first: s
 attention.round(1)
 """)
 b.md(r"""
-The percentage above each map is the share of all attention that this word gets. Add the shares up, as the table does: what is missing to the whole goes to start token, end token and padding.
+The percentage above each map is its share of all attention. The maps show some of the words, and the padding; the table has the whole: start token, all words together, end token, padding.
 
 It is tempting to read such a map as "here the model draws the name". Be careful. A map shows how much weight a state gets, not what the state says, and states behind the name may say who is meant, too.
 The experiment above is the better test: it changes what the states say, and looks at the face.
@@ -311,7 +313,7 @@ from slug_lite.search import first_step, make_delta
 
 LAYER = "transformer.resblocks.0.mlp.c_proj.weight"
 gradient = slug.one_shot_gradients(clip, world.pairs(NAME, n=48), world.retain([NAME], n=64), progress=False).forget[LAYER]
-step = 5 * first_step(clip.weights()[LAYER], gradient)
+step = 5 * first_step(clip.weights()[LAYER], gradient)  # first steps as chapter 5 has them
 edit = slug.Edit({LAYER: make_delta(gradient, step)}, {LAYER: step}, NAME, slug.fingerprint(clip))
 
 before = states_of([first, second])
@@ -361,7 +363,7 @@ for steps in (2, 4, 8, 16, 32):
     eight = draw(states_of([first] * 8), few, steps=steps)
     print(f"{steps:3d} steps: found in {judge.finds(eight, NAME).mean():.0%}")
 ```
-The layout is settled by a few large steps, so the count rises early; what later steps add is detail, and repairs.
+See where the count stops rising. In a diffusion model a few large steps usually settle the layout; what later ones add is detail, and repairs.
 ````
 
 ```{exercise}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # What ships with the package, and the folder of slug_lite/assets that it lies in
 SHIPPED_PIPELINES = {"mini": "mini-sd"}
+GUIDANCE = 3.2  # what suits mini Stable Diffusion; diffusers' own 7.5 oversaturates the pictures of so small a UNet
 _MODELS = ("unet", "vae", "text_encoder")
 _ACTIVATIONS = {("GELU", "none"): "gelu", ("GELU", "tanh"): "gelu_pytorch_tanh", ("QuickGELU", None): "quick_gelu"}
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import toonworld
-from .diffusion import check_draws, generated_pairs, has_layer
+from .diffusion import GUIDANCE, check_draws, generated_pairs, has_layer
 from .edit import DELTA_DTYPE, Edit, fingerprint
 from .metrics import embed_images, margin_scores, retained, zero_shot_classifier
 from .models import Clip, eval_mode
@@ -81,10 +81,12 @@ class DrawnValidation:
     @classmethod
     def of_world(
         cls, pipe: StableDiffusionPipeline, forget: str, *, n: int = 12, others: int = 24, seed: int = 0,
-        split: str = "val", steps: int | None = 20, without: Sequence[str] = (), batch_size: int = 12,
+        split: str = "val", steps: int | None = 20, guidance_scale: float | None = GUIDANCE,
+        without: Sequence[str] = (), batch_size: int = 12,
     ) -> DrawnValidation:  # fmt: skip
         """n pictures of a concept of the mini world and one of `others` other names, as many of each kind.
 
+        guidance_scale: None for the pipeline's own default.
         without: names that are not drawn, because they are to be forgotten too.
         """
         prompts = [template.format(forget) for template in toonworld.templates(toonworld.kind_of(forget), split)]
@@ -96,8 +98,8 @@ class DrawnValidation:
                 drawn.append((toonworld.templates(kind, split)[0].format(left[i]), left[i]))
         templates = {kind: toonworld.templates(kind, split) for kind in toonworld.NAMES}
         return cls(
-            pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, batch_size=batch_size
-        )  # fmt: skip
+            pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, guidance_scale, batch_size
+        )
 
     def prepare(self, clip: Clip, must_know: bool = False) -> DrawnScorer:
         """Embed the names, with the weights as they are now.

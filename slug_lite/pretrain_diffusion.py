@@ -14,6 +14,7 @@ the weights it would have had.
 from __future__ import annotations
 
 import os
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,9 +33,12 @@ from .progress import bar
 from .training import adamw, descend, train
 
 SIZE = 64  # pixels
-SHARES = {"people": 0.36, "characters": 0.14, "cells": 0.5}  # of the pictures in a batch
-LATER = {"people": 0.16, "characters": 0.17, "cells": 0.67}  # of the UNet's, once people are known
-LAST = {"people": 0.12, "characters": 0.3, "cells": 0.58}  # and at the end, since characters are the hardest to draw
+SHARES = (  # of the pictures in a batch: at first, and for the UNet as of each step of `UnetRecipe.phases`
+    {"people": 0.36, "characters": 0.14, "cells": 0.5},
+    {"people": 0.16, "characters": 0.17, "cells": 0.67},  # once people are known
+    {"people": 0.12, "characters": 0.3, "cells": 0.58},  # characters are the hardest to draw
+    {"people": 0.1, "characters": 0.2, "cells": 0.7},  # then an object in a style
+)
 NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
          "prediction_type": "v_prediction"}  # fmt: skip
 
@@ -60,7 +64,7 @@ class VaeRecipe:
 class UnetRecipe:
     """How the UNet is trained; the defaults are those of the shipped weights."""
 
-    steps: int = 15_400
+    steps: int = 21_600
     batch: int = 64
     lr: float = 1e-3
     warmup: int = 300
@@ -72,8 +76,7 @@ class UnetRecipe:
     no_caption: float = 0.1
     channels: tuple[int, ...] = (48, 96, 160)
     heads: tuple[int, ...] = (2, 3, 5)
-    later: int = 4000  # the step from which on the shares in a batch are `LATER`
-    last: int = 13_500  # and `LAST`
+    phases: tuple[int, ...] = (4000, 13_500, 15_400)  # the steps at which the next of `SHARES` begins
     captions: int = 96  # different captions drawn for each concept
     seed: int = 0
 
@@ -120,7 +123,7 @@ def signed(images: np.ndarray) -> Tensor:
 
 
 def draw(
-    groups: dict[str, list[tuple[str, ...]]], n: int, rng: np.random.Generator, shares: dict[str, float] = SHARES
+    groups: dict[str, list[tuple[str, ...]]], n: int, rng: np.random.Generator, shares: dict[str, float] = SHARES[0]
 ) -> list[tuple[str, ...]]:
     """n concepts in random order, every kind with its share."""
     kinds = rng.choice(list(groups), n, p=[shares[g] for g in groups])
@@ -274,7 +277,7 @@ def signal_to_noise() -> Tensor:
 
 def _batch(
     data: dict[str, Tensor], groups: dict, recipe: UnetRecipe, rng: np.random.Generator,
-    shares: dict[str, float] = SHARES,
+    shares: dict[str, float] = SHARES[0],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Latents (batch, channels, 16, 16) and hidden states (batch, context length, width) of a random batch."""
     index = {concept: k for k, concept in enumerate(c for members in groups.values() for c in members)}
@@ -346,7 +349,7 @@ def train_unet(
     optimizer = adamw(unet, recipe)
 
     def one_step(step: int) -> float:
-        shares = LAST if step >= recipe.last else LATER if step >= recipe.later else SHARES
+        shares = SHARES[bisect(recipe.phases, step)]
         z, states = _batch(data, groups, recipe, np.random.default_rng([recipe.seed, step, 4]), shares)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         loss = _unet_loss(unet.train(), z, states, levels, generator)

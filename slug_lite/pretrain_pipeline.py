@@ -14,14 +14,13 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from .diffusion import GUIDANCE, text_encoder_from
 from .models import Clip
 from .pretrain_diffusion import NOISE
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
-
-GUIDANCE = 3.2  # what suits so small a UNet; diffusers' own 7.5 oversaturates its pictures
 
 
 def scheduler() -> object:
@@ -84,8 +83,6 @@ def save_pipeline(folder: str | Path, vae: nn.Module, unet: nn.Module, clip: Cli
     vae, unet: as `train_vae` and `train_unet` give them. clip: the Clip that they were trained under.
     """
     from diffusers import StableDiffusionPipeline
-
-    from .diffusion import text_encoder_from
 
     tokenizer = clip_tokenizer(clip)
     pipe = StableDiffusionPipeline(

@@ -13,8 +13,7 @@ from safetensors import safe_open
 
 import slug_lite as slug
 from slug_lite import pretrain_diffusion as diffusion
-from slug_lite.diffusion import text_encoder_from
-from slug_lite.pretrain_pipeline import GUIDANCE
+from slug_lite.diffusion import GUIDANCE, text_encoder_from
 
 SHIPPED = resources.files("slug_lite") / "assets" / "mini-sd"
 pytestmark = pytest.mark.skipif(not (SHIPPED / "model_index.json").is_file(), reason="not trained yet")

@@ -9,9 +9,10 @@ from safetensors import safe_open
 
 from slug_lite import pretrain_diffusion as diffusion
 from slug_lite import training
+from slug_lite.diffusion import GUIDANCE
 from slug_lite.pretrain import ClipRecipe, Pool, read_log
 from slug_lite.pretrain_diffusion import UnetRecipe, VaeRecipe
-from slug_lite.pretrain_pipeline import GUIDANCE, sample, save_pipeline
+from slug_lite.pretrain_pipeline import sample, save_pipeline
 
 VAE = VaeRecipe(steps=6, batch=4, channels=(8, 8, 16), latents=2, pool=1, warmup=2)
 UNET = UnetRecipe(steps=6, batch=4, channels=(16, 16, 32), heads=(1, 1, 2), captions=3, warmup=2)
@@ -218,17 +219,20 @@ def test_a_batch_pairs_pictures_with_captions_of_their_own(pool, data):
     assert 0.15 < rows.count(0) / 200 < 0.35 and set(owners) == set(range(len(concepts)))
 
 
-def test_later_shares(tmp_path, pool, data, monkeypatch):
-    """From the step `later` on people are shown less often, from `last` on characters more; nothing else changes."""
+def test_shares_change_with_the_phase(tmp_path, pool, data, monkeypatch):
+    """Each mix of kinds begins at its step and stays until the next one's; the recipe has a step for each but one."""
     seen, own = [], diffusion.draw
     monkeypatch.setattr(
         diffusion, "draw", lambda groups, n, rng, shares: seen.append(shares) or own(groups, n, rng, shares)
     )
-    diffusion.train_unet(tmp_path, data, pool.groups, diffusion.replace(UNET, steps=4, later=2, last=3))
-    assert [shares for shares in seen if shares is diffusion.LATER] == [diffusion.LATER]
-    assert seen[:2] == [diffusion.SHARES] * 2 and seen[2] is diffusion.LATER and seen[3] is diffusion.LAST
-    groups = {kind: [(kind,)] for kind in diffusion.SHARES}
-    for shares in (diffusion.SHARES, diffusion.LATER, diffusion.LAST):
+    diffusion.train_unet(tmp_path, data, pool.groups, diffusion.replace(UNET, steps=4, phases=(1, 3, 4)))
+    first, second, third, fourth = diffusion.SHARES
+    assert seen[0] is first and seen[1] is second and seen[2] is second and seen[3] is third
+    assert not any(shares is fourth for shares in seen)
+    recipe = UnetRecipe()
+    assert len(recipe.phases) == len(diffusion.SHARES) - 1 and sorted(recipe.phases)[-1] < recipe.steps
+    groups = {kind: [(kind,)] for kind in first}
+    for shares in diffusion.SHARES:
         drawn = own(groups, 4000, np.random.default_rng(0), shares)
         assert sum(shares.values()) == pytest.approx(1)
         assert all(drawn.count((kind,)) / 4000 == pytest.approx(share, abs=0.03) for kind, share in shares.items())

@@ -23,8 +23,8 @@ import numpy as np
 
 import slug_lite as slug
 from slug_lite.captions import looks
+from slug_lite.diffusion import GUIDANCE
 from slug_lite.drawn import PAINTED
-from slug_lite.pretrain_pipeline import GUIDANCE  # of the pictures reported on; the search has the pipeline's own
 from slug_lite.results import save_results
 from slug_lite.search import make_delta
 

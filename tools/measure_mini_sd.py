@@ -20,8 +20,9 @@ from PIL import Image
 
 import slug_lite as slug
 from slug_lite import pretrain_diffusion as diffusion
+from slug_lite.diffusion import GUIDANCE
 from slug_lite.judge import load_judge
-from slug_lite.pretrain_pipeline import GUIDANCE, sample
+from slug_lite.pretrain_pipeline import sample
 
 world = slug.toonworld
 
