@@ -91,23 +91,22 @@ class DrawnValidation:
         guidance_scale: None for the pipeline's own default.
         without: names that are not drawn, because they are to be forgotten too.
         """
-        generator, gone, cells = torch.Generator().manual_seed(seed), (forget, *without), toonworld.cells("train")
-        cells = [cells[i] for i in torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed)).tolist()]
-        in_cells = toonworld.kind_of(forget) in ("objects", "styles")
+        own_kind, generator = toonworld.kind_of(forget), torch.Generator().manual_seed(seed)
+        cells = toonworld.cells("train") if own_kind in ("objects", "styles") else []
+        order = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed)).tolist()
+        cells = [cells[i] for i in order if not set(cells[i]) & set(without)]
 
         def of_cell(cell: tuple[str, str]) -> str:
             return toonworld.templates("cells", split)[0].format(*cell)
 
-        prompts = [template.format(forget) for template in toonworld.templates(toonworld.kind_of(forget), split)]
-        if in_cells:
-            mine = [of_cell(c) for c in cells if forget in c and not set(c) & set(without)]
-            prompts += mine[: max(0, n - len(prompts))]
+        prompts = [template.format(forget) for template in toonworld.templates(own_kind, split)]
+        prompts += [of_cell(cell) for cell in cells if forget in cell][: max(0, n - len(prompts))]
         drawn, kinds = [], len(toonworld.NAMES)
         for k, (kind, names) in enumerate(toonworld.NAMES.items()):
-            left = [name for name in names if name not in gone]
+            left = [name for name in names if name not in (forget, *without)]
             for i in torch.randperm(len(left), generator=generator)[: (others + kinds - 1 - k) // kinds].tolist():
                 name = left[i]
-                cell = next((c for c in cells if name in c and not set(c) & set(gone)), None) if in_cells else None
+                cell = next((cell for cell in cells if name in cell and forget not in cell), None)
                 drawn.append((of_cell(cell) if cell else toonworld.templates(kind, split)[0].format(name), name))
         templates = {kind: toonworld.templates(kind, split) for kind in toonworld.NAMES}
         return cls(

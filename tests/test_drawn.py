@@ -1,7 +1,6 @@
 """The step for a pipeline is searched on what it draws: a painter of ours, who stops to know a name when we say."""
 
 import copy
-import importlib
 
 import numpy as np
 import open_clip
@@ -13,8 +12,9 @@ import slug_lite as slug
 from slug_lite import drawn as D
 from slug_lite.diffusion import has_layer, text_encoder_from
 from slug_lite.gradients import forget_gradients
+from slug_lite.pretrain_diffusion import hidden_states
+from slug_lite.unlearn import CLEARANCE
 
-unlearning = importlib.import_module("slug_lite.unlearn")
 world = slug.toonworld
 NAME = "Ada Sunfield"
 QUICK = {"n_forget": 12, "n_retain": 48, "fronts": 1, "spare": (), "progress": False}
@@ -139,22 +139,15 @@ def test_how_much_a_step_moves_what_the_painter_is_told(mini, pipe, painter):
     gradient = torch.randn(mini.weights()[layer].shape, generator=torch.Generator().manual_seed(0))
     none, some, more = (scorer.moved(gradient, step) for step in (0.0, 0.01, 0.02))
     assert none == 0 < some < more < 1
-    ids = mini.tokens([prompt for prompt, _ in scorer.scorer.validation.others])
+    texts = [prompt for prompt, _ in scorer.scorer.validation.others]
     changed = slug.Edit({layer: (0.02 * gradient).half()}, {layer: 0.02}, "", slug.fingerprint(mini))
-    before = hidden_states(mini, ids)
+    before = hidden_states(mini, texts)
     with changed.on(mini):
-        after = hidden_states(mini, ids)
+        after = hidden_states(mini, texts)
     wanted = ((after - before).norm(dim=2) / before.norm(dim=2)).mean().item()
     assert more == pytest.approx(wanted, rel=1e-3)
     alone = slug.DrawnValidation.of_world(pipe, NAME, n=2, others=0).prepare(mini).of_layer(layer)
     assert alone.moved(gradient, 0.01) == 0
-
-
-@torch.no_grad()
-def hidden_states(clip, ids):
-    """open_clip's own."""
-    x = clip.model.token_embedding(ids) + clip.model.positional_embedding
-    return clip.model.ln_final(clip.model.transformer(x, attn_mask=clip.model.attn_mask))
 
 
 def test_a_name_for_a_pipeline_keeps_off_all_others(mini, pipe, painter, quick):
@@ -175,7 +168,7 @@ def test_a_pipeline_asks_half_the_clearance_of_clip(mini, pipe, painter, quick):
     painter.knows = staticmethod(lambda change: not change)
     asked = [slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK, **more).trace.query("by == 'CLIP'")["asked"]
              for more in ({}, {"clearance": 3.0})]  # fmt: skip
-    assert [set(some) for some in asked] == [{unlearning.CLEARANCE / 2}, {3.0}]
+    assert [set(some) for some in asked] == [{CLEARANCE / 2}, {3.0}]
 
 
 def test_a_layer_that_costs_the_others_is_passed_over(mini, pipe, painter, quick):
@@ -298,6 +291,24 @@ def test_what_is_drawn_is_scored(mini, pipe, painter):
     assert slug.DrawnValidation.of_world(pipe, NAME, others=0).prepare(mini).retaining() == {}
     less = slug.DrawnValidation.of_world(pipe, NAME, others=8, without=["Bruno Marlowick", "cat"])
     assert not {"Bruno Marlowick", "cat"} & {name for _, name in less.others}
+
+
+@pytest.mark.parametrize("name", ["Clay", "fox"])
+def test_objects_and_styles_are_asked_for_in_cells(pipe, name):
+    """Alone as before, and in cells of the grid; others in cells without it; people are not concerned."""
+    check = slug.DrawnValidation.of_world(pipe, name, n=8, others=16, without=["Sticker", "cat"])
+    alone = [text.format(name) for text in world.templates(world.kind_of(name), "val")]
+    asked = {world.templates("cells", "val")[0].format(*cell): cell for cell in world.cells("train")}
+    in_cells = [asked[prompt] for prompt in check.prompts[len(alone) :]]
+    assert list(check.prompts[: len(alone)]) == alone and len(set(in_cells)) == len(in_cells) >= 5
+    assert len(check.prompts) <= 8 and all(name in cell and not {"Sticker", "cat"} & set(cell) for cell in in_cells)
+    for prompt, other in check.others:
+        if world.kind_of(other) in ("objects", "styles"):
+            assert other in asked[prompt] and not {name, "Sticker", "cat"} & set(asked[prompt])
+        else:
+            assert prompt == world.templates(world.kind_of(other), "val")[0].format(other)
+    person = slug.DrawnValidation.of_world(pipe, NAME)
+    assert not {*person.prompts, *(prompt for prompt, _ in person.others)} & set(asked)
 
 
 def test_bad_requests(mini, pipe, parts, quick):  # noqa: F811
