@@ -86,7 +86,7 @@ def unlearn(
         raise ValueError(f"fronts={fronts}; at least 1 is needed")
     if spare is None:
         names, size = [task.label for task in tasks], world_size(clip)
-        named = len(tasks) > 1 or (drawer is not None and isinstance(concept, str))
+        named = len(tasks) > 1 or (drawer is not None and not isinstance(concept, Pairs))
         spare = toonworld.others(names, SPARED, seed, size=size) if named else ()
     if isinstance(spare, Pairs):
         raise ValueError("spare is one Pairs; give a list of them, one for each concept to keep off")

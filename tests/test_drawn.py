@@ -159,9 +159,11 @@ def test_a_name_for_a_pipeline_keeps_off_all_others(mini, pipe, painter, quick):
                                progress=False)[0][edit.layer]  # fmt: skip
         return torch.cosine_similarity(own.flatten(), edit.delta.float().flatten(), dim=0).abs().item()
 
-    free = alike(slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **settings))
-    whole = alike(slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK))
-    assert free < 0.02 < whole
+    free = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **settings)
+    whole = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
+    assert alike(free) < 0.02 < alike(whole)
+    listed = slug.unlearn(mini, [NAME], pipe=pipe, validate=quick, **settings)
+    assert listed.layer == free.layer and torch.equal(listed.delta, free.delta)
 
 
 def test_a_pipeline_asks_half_the_clearance_of_clip(mini, pipe, painter, quick):
