@@ -7,11 +7,12 @@ step for a pipeline is searched on pictures that the pipeline draws, as the offi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +24,7 @@ from .metrics import embed_images, margin_scores, retained, zero_shot_classifier
 from .models import Clip, eval_mode
 from .pairs import unknown
 from .progress import bar
-from .search import Search, make_delta, search_step
+from .search import Search, forgotten, make_delta
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -80,11 +81,11 @@ class DrawnValidation:
 
     @classmethod
     def of_world(
-        cls, pipe: StableDiffusionPipeline, forget: str, *, n: int = 12, others: int = 24, seed: int = 0,
+        cls, pipe: StableDiffusionPipeline, forget: str, *, n: int = 12, others: int = 36, seed: int = 0,
         split: str = "val", steps: int | None = 20, guidance_scale: float | None = GUIDANCE,
         without: Sequence[str] = (), batch_size: int = 12,
     ) -> DrawnValidation:  # fmt: skip
-        """n pictures of a concept of the mini world and one of `others` other names, as many of each kind.
+        """n pictures of a concept of the mini world and one of `others` other names, each kind with its share of them.
 
         An object or a style is asked for alone and in cells of the grid of objects and styles, where it has to be
         forgotten, too; then other objects and styles are asked for in cells.
@@ -101,17 +102,17 @@ class DrawnValidation:
 
         prompts = [template.format(forget) for template in toonworld.templates(own_kind, split)]
         prompts += [of_cell(cell) for cell in cells if forget in cell][: max(0, n - len(prompts))]
-        drawn, kinds = [], len(toonworld.NAMES)
-        for k, (kind, names) in enumerate(toonworld.NAMES.items()):
+        drawn, total, passed = [], sum(map(len, toonworld.NAMES.values())), 0
+        for kind, names in toonworld.NAMES.items():
+            share = round(others * (passed + len(names)) / total) - round(others * passed / total)
+            passed += len(names)
             left = [name for name in names if name not in (forget, *without)]
-            for i in torch.randperm(len(left), generator=generator)[: (others + kinds - 1 - k) // kinds].tolist():
+            for i in torch.randperm(len(left), generator=generator)[:share].tolist():
                 name = left[i]
                 cell = next((cell for cell in cells if name in cell and forget not in cell), None)
                 drawn.append((of_cell(cell) if cell else toonworld.templates(kind, split)[0].format(name), name))
         templates = {kind: toonworld.templates(kind, split) for kind in toonworld.NAMES}
-        return cls(
-            pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, guidance_scale, batch_size
-        )
+        return cls(pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, guidance_scale, batch_size)
 
     def prepare(self, clip: Clip, must_know: bool = False) -> DrawnScorer:
         """Embed the names, with the weights as they are now.
@@ -150,10 +151,6 @@ class DrawnScorer:
         self.known = bool((logits.argmax(1) == self.position).any())
         self.nobody = logits[:, self.position].quantile(0.1).item()
 
-    def of_layer(self, layer: str) -> DrawnLayerScorer:
-        """Scores after changes of one layer of the CLIP, which go to the pipeline as an edit would."""
-        return DrawnLayerScorer(self, layer)
-
     def _embed(self, prompts: Sequence[str], n: int) -> Tensor:
         """Unit vectors (n, dim) of n pictures."""
         own = self.validation
@@ -167,6 +164,18 @@ class DrawnScorer:
     def _logits(self, images: Tensor, kind: str) -> Tensor:
         """How well pictures fit each name of a kind, (n, names), in logits, on the CPU."""
         return (self.clip.logit_scale() * images @ self.classifiers[kind].T).float().cpu()
+
+    @torch.no_grad()
+    def moved(self, edit: Edit) -> float:
+        """By how much of its length an edit moves what the text encoder says of the others, the mean over positions."""
+        own = self.validation
+        if not own.others:
+            return 0.0
+        prompts = [prompt for prompt, _ in own.others]
+        before = prompt_states(own.pipe, prompts)
+        with edit.on(own.pipe, force=True):
+            after = prompt_states(own.pipe, prompts)
+        return ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
 
     @torch.no_grad()
     def forgetting(self) -> dict[str, float]:
@@ -193,72 +202,57 @@ class DrawnScorer:
         return retained(answers)
 
 
-class DrawnLayerScorer:
-    """Scores what is drawn after changes of one layer of the CLIP, since this scorer was made."""
-
-    def __init__(self, scorer: DrawnScorer, layer: str) -> None:
-        self.scorer, self.layer = scorer, layer
-        self.original = scorer.clip.weights()[layer].detach().clone()
-
-    @contextmanager
-    def _carried(self) -> Iterator[None]:
-        delta = (self.scorer.clip.weights()[self.layer].detach() - self.original).to(DELTA_DTYPE).cpu()
-        with Edit({self.layer: delta}, {self.layer: 1.0}, "the try", "").on(self.scorer.validation.pipe, force=True):
-            yield
-
-    @torch.no_grad()
-    def moved(self, gradient: Tensor, step: float) -> float:
-        """By how much of its length a step moves what the text encoder says of the others, the mean over positions."""
-        own = self.scorer.validation
-        if not own.others:
-            return 0.0
-        before = prompt_states(own.pipe, [prompt for prompt, _ in own.others])
-        with Edit({self.layer: make_delta(gradient, step).cpu()}, {self.layer: step}, "", "").on(own.pipe, force=True):
-            after = prompt_states(own.pipe, [prompt for prompt, _ in own.others])
-        return ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
-
-    def forgetting(self) -> dict[str, float]:
-        """Is the concept still drawn? See `DrawnScorer.forgetting`."""
-        with self._carried():
-            return self.scorer.forgetting()
-
-    def retaining(self) -> dict[str, float]:
-        """Is everything else still drawn? See `DrawnScorer.retaining`."""
-        with self._carried():
-            return self.scorer.retaining()
-
-    def __call__(self) -> dict[str, float]:
-        return self.forgetting() | self.retaining()
-
-
-PAINTED = 1.0  # the clearance asked for in drawn pictures, which differ more among each other than a name's photographs
+PAINTED = 1.5  # the clearance asked for in drawn pictures, which differ more among each other than a name's photographs
+LONGER = 1.25, 1.5  # how many times as long a layer's next try is, the second where most pictures show the concept
+FARTHER = 1.5  # once a step forgets, none is tried that moves the others more than so many times as far
 
 
 def lengthen(
-    clip: Clip, gradients: Mapping[str, Tensor], begin: Mapping[str, float], painter: DrawnScorer, enough: float,
+    gradients: Mapping[str, Tensor], begin: Mapping[str, float], painter: DrawnScorer, enough: float,
     settings: Mapping[str, Any],
 ) -> dict[str, Search]:  # fmt: skip
-    """Search the step of one layer after another on what a pipeline draws, from CLIP's step upwards.
+    """Of all layers, find the one whose step makes the pipeline forget and moves the others' prompts least.
 
-    gradients: of the forget loss, by layer. begin: the layers, each with the step that CLIP needs. Layers whose step
-    moves what the pipeline is told of the others least come first. First each is tried as it is; if no step does for
-    the pipeline, or none keeps enough, the others are made longer. Stops at the first layer after which the pipeline
-    keeps a retained accuracy of `enough`. settings: "rule", "evaluations" and "progress" of `unlearn`.
+    gradients: of the forget loss, by layer. begin: the layers, each with the step that CLIP needs. The step that moves
+    the others least is tried on what the pipeline draws; if it still draws the concept, the layer's step gets longer
+    and waits its turn again. So the first that succeeds has, but for the last stretch, moved the others no further
+    than any other would. It is the last if the pipeline keeps a retained accuracy of `enough` with it; else the rest
+    go on, as far as `FARTHER`. settings: "rule", "evaluations" (of a layer) and "progress" of `unlearn`.
     """
-    moved = {layer: painter.of_layer(layer).moved(gradients[layer], step) for layer, step in begin.items()}
-    order = sorted(begin, key=moved.__getitem__)
-    out: dict[str, Search] = {}
-    for evaluations in (1, settings["evaluations"]):
-        for layer in bar(order, desc="drawing", show=settings["progress"]):
-            if layer in out and (out[layer].step is not None or evaluations == 1):
-                continue
-            out[layer] = search_step(
-                clip, layer, gradients[layer], painter.of_layer(layer), start=begin[layer], rule=settings["rule"],
-                evaluations=evaluations, clearance=PAINTED, precision=0.1,
-            )  # fmt: skip
-            if out[layer].score is not None and out[layer].score.get("retain_accuracy", 0.0) >= enough:
-                return out
-    return out
+    rows: dict[str, list[dict]] = {layer: [] for layer in begin}
+    found: dict[str, Search] = {}
+    edits = {layer: trial(gradients, layer, step) for layer, step in begin.items()}
+    waiting = {layer: painter.moved(edit) for layer, edit in edits.items()}
+    farthest = math.inf
+    for _ in bar(range(len(begin) * settings["evaluations"]), desc="drawing", show=settings["progress"]):
+        layer = min(waiting, key=waiting.__getitem__, default=None)
+        if layer is None or waiting[layer] > farthest:
+            break
+        edit, moved = edits[layer], waiting.pop(layer)
+        step = edit.steps[layer]
+        with edit.on(painter.validation.pipe, force=True):
+            score = painter.forgetting()
+            gone = forgotten(score, settings["rule"], PAINTED)
+            if gone:
+                score |= painter.retaining()
+        about = {"layer": layer, "evaluation": len(rows[layer]), "step": step, "moved": moved}
+        rows[layer].append({**about, **score, "forgotten": gone})
+        if gone:
+            found[layer] = Search(step, score, pd.DataFrame(rows[layer]))
+            farthest = min(farthest, FARTHER * moved)
+            if score.get("retain_accuracy", 0.0) >= enough:
+                break
+        elif len(rows[layer]) < settings["evaluations"]:
+            edits[layer] = trial(gradients, layer, step * LONGER[score["forget_accuracy"] > 0.5])
+            if torch.isfinite(edits[layer].delta).all():  # else beyond half precision: no such edit could be stored
+                waiting[layer] = painter.moved(edits[layer])
+    tried = {layer: Search(None, None, pd.DataFrame(tries)) for layer, tries in rows.items() if tries}
+    return tried | found
+
+
+def trial(gradients: Mapping[str, Tensor], layer: str, step: float) -> Edit:
+    """A step in a layer as an edit, to be tried."""
+    return Edit({layer: make_delta(gradients[layer], step).cpu()}, {layer: step}, "a try", "")
 
 
 def check_tower(clip: Clip, pipe: StableDiffusionPipeline, tower: str | None) -> str:

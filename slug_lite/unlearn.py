@@ -44,9 +44,10 @@ def unlearn(
     tower: "vision" or "text" looks there alone.
     pipe: a pipeline of Stable Diffusion whose text encoder is the text tower of `clip`. Only layers that it has are
         looked at. In those that CLIP forgets by, the step is tried on the pipeline's own pictures, and where they
-        still show the concept it is made longer, in up to `evaluations` tries, see `drawn.lengthen`; the first after
-        which no more than one of its other pictures is lost is taken. Give a `DrawnValidation` to say what to have
-        drawn, as is needed for a forget set of your own.
+        still show the concept it is made longer, in up to `evaluations` tries a layer, those first that move what the
+        pipeline is told of everything else least, see `drawn.lengthen`; the first after which no more than one of its
+        other pictures is lost is taken. Give a `DrawnValidation` to say what to have drawn, as is needed for a forget
+        set of your own.
     validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
         "retain_accuracy"; with several names there is none to give.
     rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. A clearance of None is 4,
@@ -55,7 +56,8 @@ def unlearn(
     select: the measure of the front, "alignment" (the paper's |cos|) or "cosine" (signed), see `pareto_front`.
 
     fronts, tolerance: where every layer of the front costs more than `tolerance` of retained accuracy, the front of
-        the remaining layers is searched too, up to `fronts` in all. fronts=1 is the paper's.
+        the remaining layers is searched too, up to `fronts` in all; for a pipeline all of them at once. fronts=1 is
+        the paper's.
     spare: sets of pairs, one for each concept that steps are to keep off, see `several.keep_off`. None: none for one
         concept; with several names, or one for a pipeline, all other names of the world, see `toonworld.others`.
         () steps along whole gradients, as the paper does.
@@ -97,7 +99,8 @@ def unlearn(
     def ranked(stats: pd.DataFrame) -> list[list[str]]:
         open_to = [n for n in stats.index if drawer is None or has_layer(drawer, n)]
         stats = stats.loc[open_to]
-        return _peel(stats[stats["tower"].isin([tower] if tower else ["vision", "text"])], select, fronts)
+        peeled = _peel(stats[stats["tower"].isin([tower] if tower else ["vision", "text"])], select, fronts)
+        return peeled if drawer is None or not peeled else [[layer for front in peeled for layer in front]]
 
     def on_fronts(stats: pd.DataFrame) -> list[str]:
         # given a group of the layers, these hold all that are on the fronts of the whole
@@ -212,8 +215,8 @@ def _best_edit(
             traces += [search.trace.assign(asked=width) for search in more.values()]
             if painter:
                 traces = [trace.assign(by="CLIP") if "by" not in trace else trace for trace in traces]
-                begin = {layer: more[layer].step for layer in by_preference(more)}
-                more = lengthen(clip, gradients.forget, begin, painter, enough, settings)
+                begin = {layer: search.step for layer, search in more.items() if search.step is not None}
+                more = lengthen(gradients.forget, begin, painter, enough, settings)
                 traces += [search.trace.assign(asked=PAINTED, by="pictures") for search in more.values()]
             found |= more
             layer = best_layer(found)

@@ -110,44 +110,71 @@ def tried(edit):
 def test_the_layer_that_moves_the_others_least_comes_first(mini, pipe, painter, quick, monkeypatch, turn):
     painter.knows = staticmethod(lambda change: not change)
     size = {name: turn * k for k, name in enumerate(sorted(mini.weights()))}
-    monkeypatch.setattr(D.DrawnLayerScorer, "moved", lambda self, gradient, step: size[self.layer])
+    monkeypatch.setattr(D.DrawnScorer, "moved", lambda self, edit: size[edit.layer])
     edit = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
     by_clip = edit.trace[(edit.trace["by"] == "CLIP") & edit.trace["forgotten"]]["layer"]
     assert len(set(by_clip)) > 1 and tried(edit) == [min(by_clip, key=size.__getitem__)] == [edit.layer]
 
 
-def test_a_step_that_will_do_goes_before_a_longer_one(mini, pipe, painter, quick):
-    """Every layer is tried as it is before any step is made longer."""
-    shown = []
+def test_a_layer_waits_its_turn_while_its_step_gets_longer(mini, pipe, painter, quick, monkeypatch):
+    """What moves the others least is tried next, be it a longer step or another layer: two layers whose steps move
+    them 1 and 2 for each length of CLIP's step, and the second is forgotten by from 1.2 such steps on."""
+    layers = ["transformer.resblocks.1.mlp.c_proj.weight", "transformer.resblocks.2.mlp.c_proj.weight"]
+    gradients = {n: torch.randn(mini.weights()[n].shape, generator=torch.Generator().manual_seed(0)) for n in layers}
+    begin, pace = dict.fromkeys(layers, 0.01), dict(zip(layers, (1, 2), strict=True))
+    scorer = slug.DrawnValidation.of_world(pipe, NAME, n=2, others=8).prepare(mini)
+    shown, now = [], []
 
-    def knows(change):
-        key = tuple(change)
-        if key and key not in shown:
-            shown.append(key)
-        return not key or key == shown[0]  # in the first layer he never forgets
+    def moved(self, edit):
+        return pace[edit.layer] * edit.steps[edit.layer] / 0.01
 
-    painter.knows = staticmethod(knows)
-    edit = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
-    second = tried(edit)[1]
-    drawn = edit.trace[edit.trace["by"] == "pictures"]
-    assert edit.layer == second and len(drawn) == 2 and edit.step == clip_step(edit)
+    def forgetting(self):
+        layer, step = next((n, edit.steps[n]) for edit in now for n in edit.layers)
+        shown.append((layers.index(layer), round(step / 0.01, 3)))
+        gone = layer == layers[1] and step >= 0.012
+        return {"forget_accuracy": 0.0 if gone else 0.4, "clearance": 9.0 if gone else 0.0}
+
+    class Watched(slug.Edit):
+        def on(self, target, force=False):
+            now[:] = [self]
+            return super().on(target, force)
+
+    monkeypatch.setattr(D, "Edit", Watched)
+    monkeypatch.setattr(D.DrawnScorer, "moved", moved)
+    monkeypatch.setattr(D.DrawnScorer, "forgetting", forgetting)
+    monkeypatch.setattr(D.DrawnScorer, "retaining", lambda self: {"retain_accuracy": 1.0})
+    settings = {"rule": "margin", "evaluations": 10, "progress": False}
+    out = D.lengthen(gradients, begin, scorer, 0.9, settings)
+    assert shown == [(0, 1.0), (0, 1.25), (0, 1.562), (0, 1.953), (1, 1.0), (0, 2.441), (1, 1.25)]
+    assert out[layers[0]].step is None and out[layers[1]].step == pytest.approx(0.0125)
+    # not enough is kept: the rest go on, but no further than half as far again
+    monkeypatch.setattr(D.DrawnScorer, "retaining", lambda self: {"retain_accuracy": 0.5})
+    shown.clear()
+    out = D.lengthen(gradients, begin, scorer, 0.9, settings)
+    assert shown[-2:] == [(1, 1.25), (0, 3.052)] and out[layers[1]].step == pytest.approx(0.0125)
+    # every layer has so many tries and no more
+    monkeypatch.setattr(D.DrawnScorer, "forgetting", lambda self: {"forget_accuracy": 1.0, "clearance": -1.0})
+    out = D.lengthen(gradients, begin, scorer, 0.9, {**settings, "evaluations": 3})
+    assert [len(out[n].trace) for n in layers] == [3, 3] and not any(search.step for search in out.values())
+    assert out[layers[0]].trace["step"].tolist() == pytest.approx([0.01, 0.015, 0.0225])  # most pictures show it
 
 
-def test_how_much_a_step_moves_what_the_painter_is_told(mini, pipe, painter):
+def test_how_much_an_edit_moves_what_the_painter_is_told(mini, pipe, painter):
     layer = "transformer.resblocks.1.mlp.c_fc.weight"
-    scorer = slug.DrawnValidation.of_world(pipe, NAME, n=2, others=8).prepare(mini).of_layer(layer)
+    scorer = slug.DrawnValidation.of_world(pipe, NAME, n=2, others=8).prepare(mini)
     gradient = torch.randn(mini.weights()[layer].shape, generator=torch.Generator().manual_seed(0))
-    none, some, more = (scorer.moved(gradient, step) for step in (0.0, 0.01, 0.02))
+    edits = [slug.Edit({layer: (step * gradient).half()}, {layer: step}, "", slug.fingerprint(mini))
+             for step in (0.0, 0.01, 0.02)]  # fmt: skip
+    none, some, more = (scorer.moved(edit) for edit in edits)
     assert none == 0 < some < more < 1
-    texts = [prompt for prompt, _ in scorer.scorer.validation.others]
-    changed = slug.Edit({layer: (0.02 * gradient).half()}, {layer: 0.02}, "", slug.fingerprint(mini))
+    texts = [prompt for prompt, _ in scorer.validation.others]
     before = hidden_states(mini, texts)
-    with changed.on(mini):
+    with edits[2].on(mini):
         after = hidden_states(mini, texts)
     wanted = ((after - before).norm(dim=2) / before.norm(dim=2)).mean().item()
     assert more == pytest.approx(wanted, rel=1e-3)
-    alone = slug.DrawnValidation.of_world(pipe, NAME, n=2, others=0).prepare(mini).of_layer(layer)
-    assert alone.moved(gradient, 0.01) == 0
+    alone = slug.DrawnValidation.of_world(pipe, NAME, n=2, others=0).prepare(mini)
+    assert alone.moved(edits[1]) == 0
 
 
 def test_a_name_for_a_pipeline_keeps_off_all_others(mini, pipe, painter, quick):
@@ -257,12 +284,11 @@ def test_a_try_reaches_the_pipeline_as_the_edit_will(parts, monkeypatch, kind, d
     clip.model.train()
     with monkeypatch.context() as patch:  # what the concept looks like before is no matter here
         patch.setattr(D.DrawnScorer, "_embed", lambda self, _, n: self.classifiers["people"][:1].repeat(n, 1))
-        scorer = validation.prepare(clip).of_layer(layer)
-    clip.weights()[layer].data.add_(delta.half().float())  # as the search does it
-    for ask in (scorer.forgetting, lambda: scorer()):
-        with pytest.raises(ZeroDivisionError):
-            ask()
-    assert clip.model.training and len(seen) == 2
+        scorer = validation.prepare(clip)
+    settings = {"rule": "margin", "evaluations": 1, "progress": False}
+    with pytest.raises(ZeroDivisionError):
+        D.lengthen({layer: delta}, {layer: 1.0}, scorer, 0.0, settings)
+    assert clip.model.training and len(seen) == 1
     for changed in seen:
         assert all((changed[n] - wanted[0][n]).abs().max() <= 1e-3 * wanted[0][n].abs().max() for n in changed)
         assert any(not torch.equal(changed[n], before[n]) for n in changed)
