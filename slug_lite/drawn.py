@@ -39,6 +39,8 @@ class DrawnValidation:
     prompts: what to draw of it, in turns, `n` pictures in all
     others:  (prompt, name) of what must stay, one picture each
     names:   for each kind the names that are told apart; templates: for each kind its caption templates
+    hold:    prompts of what must stay, which are not drawn: steps are turned so that the text encoder's layers say of
+             them what they said, see `bystanders.gentle`; none for steps along the gradient, as the paper's are
     seed, steps, guidance_scale, batch_size: see `generated_pairs`
 
     The pictures are named by the CLIP's vision tower, with its names as they were before any edit of the text tower,
@@ -58,9 +60,12 @@ class DrawnValidation:
     steps: int | None = 20
     guidance_scale: float | None = None
     batch_size: int = 4
+    hold: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_draws(self.pipe)
+        if isinstance(self.hold, str):
+            raise ValueError(f"hold={self.hold!r}; give a sequence of texts, or ()")
         if isinstance(self.prompts, str) or not self.prompts or min(self.n, self.batch_size) < 1:
             raise ValueError(
                 f"prompts={self.prompts!r}, n={self.n}, batch_size={self.batch_size}; give a sequence of texts, and "
@@ -83,7 +88,7 @@ class DrawnValidation:
     def of_world(
         cls, pipe: StableDiffusionPipeline, forget: str, *, n: int = 12, others: int = 36, seed: int = 0,
         split: str = "val", steps: int | None = 20, guidance_scale: float | None = GUIDANCE,
-        without: Sequence[str] = (), batch_size: int = 12,
+        without: Sequence[str] = (), batch_size: int = 12, hold: bool = True,
     ) -> DrawnValidation:  # fmt: skip
         """n pictures of a concept of the mini world and one of `others` other names, each kind with its share of them.
 
@@ -91,11 +96,12 @@ class DrawnValidation:
         forgotten, too; then other objects and styles are asked for in cells.
         guidance_scale: None for the pipeline's own default.
         without: names that are not drawn, because they are to be forgotten too.
+        hold: hold the prompts of all other names, and those of all cells that training showed without it.
         """
         own_kind, generator = toonworld.kind_of(forget), torch.Generator().manual_seed(seed)
-        cells = toonworld.cells("train") if own_kind in ("objects", "styles") else []
-        order = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed)).tolist()
-        cells = [cells[i] for i in order if not set(cells[i]) & set(without)]
+        every = [cell for cell in toonworld.cells("train") if not set(cell) & set(without)]
+        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).tolist()
+        cells = [every[i] for i in order] if own_kind in ("objects", "styles") else []
 
         def of_cell(cell: tuple[str, str]) -> str:
             return toonworld.templates("cells", split)[0].format(*cell)
@@ -112,7 +118,15 @@ class DrawnValidation:
                 cell = next((cell for cell in cells if name in cell and forget not in cell), None)
                 drawn.append((of_cell(cell) if cell else toonworld.templates(kind, split)[0].format(name), name))
         templates = {kind: toonworld.templates(kind, split) for kind in toonworld.NAMES}
-        return cls(pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, guidance_scale, batch_size)
+        still = [
+            template.format(name)
+            for kind, names in toonworld.NAMES.items() for template in templates[kind]
+            for name in names if name not in (forget, *without)
+        ] + [of_cell(cell) for cell in every if forget not in cell]  # fmt: skip
+        return cls(
+            pipe, forget, prompts, drawn, toonworld.NAMES, templates, n, seed, steps, guidance_scale, batch_size,
+            still if hold else (),
+        )  # fmt: skip
 
     def prepare(self, clip: Clip, must_know: bool = False) -> DrawnScorer:
         """Embed the names, with the weights as they are now.
@@ -202,7 +216,7 @@ class DrawnScorer:
         return retained(answers)
 
 
-PAINTED = 1.5  # the clearance asked for in drawn pictures, which differ more among each other than a name's photographs
+PAINTED = 2.0  # the clearance asked for in drawn pictures, as wide as the one that CLIP is asked for
 LONGER = 1.25, 1.5  # how many times as long a layer's next try is, the second where most pictures show the concept
 FARTHER = 1.5  # once a step forgets, none is tried that moves the others more than so many times as far
 

@@ -12,6 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from . import toonworld
+from .bystanders import gentle, input_moments
 from .diffusion import check_clip, has_layer
 from .drawn import PAINTED, DrawnScorer, DrawnValidation, check_tower, lengthen
 from .edit import Edit, fingerprint, merge
@@ -43,11 +44,12 @@ def unlearn(
         with a retain set and `validate`.
     tower: "vision" or "text" looks there alone.
     pipe: a pipeline of Stable Diffusion whose text encoder is the text tower of `clip`. Only layers that it has are
-        looked at. In those that CLIP forgets by, the step is tried on the pipeline's own pictures, and where they
-        still show the concept it is made longer, in up to `evaluations` tries a layer, those first that move what the
-        pipeline is told of everything else least, see `drawn.lengthen`; the first after which no more than one of its
-        other pictures is lost is taken. Give a `DrawnValidation` to say what to have drawn, as is needed for a forget
-        set of your own.
+        looked at, and steps in them are turned so that they leave the prompts of everything else alone, see
+        `bystanders.gentle`. In those that CLIP forgets by, the step is tried on the pipeline's own pictures, and where
+        they still show the concept it is made longer, in up to `evaluations` tries a layer, those first that move
+        what the pipeline is told of everything else least, see `drawn.lengthen`; the first after which no more than
+        one of its other pictures is lost is taken. Give a `DrawnValidation` to say what to have drawn, as is needed
+        for a forget set of your own.
     validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
         "retain_accuracy"; with several names there is none to give.
     rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. A clearance of None is 4,
@@ -59,7 +61,7 @@ def unlearn(
         the remaining layers is searched too, up to `fronts` in all; for a pipeline all of them at once. fronts=1 is
         the paper's.
     spare: sets of pairs, one for each concept that steps are to keep off, see `several.keep_off`. None: none for one
-        concept; with several names, or one for a pipeline, all other names of the world, see `toonworld.others`.
+        concept, with several names all other names of the world, see `toonworld.others`.
         () steps along whole gradients, as the paper does.
     batch_size, passes: against a shortage of memory, see `one_shot_gradients`. With `spare`, as many gradients as it
         has sets are held at a time, of a `passes`-th of the layers searched.
@@ -88,8 +90,7 @@ def unlearn(
         raise ValueError(f"fronts={fronts}; at least 1 is needed")
     if spare is None:
         names, size = [task.label for task in tasks], world_size(clip)
-        named = len(tasks) > 1 or (drawer is not None and not isinstance(concept, Pairs))
-        spare = toonworld.others(names, SPARED, seed, size=size) if named else ()
+        spare = toonworld.others(names, SPARED, seed, size=size) if len(tasks) > 1 else ()
     if isinstance(spare, Pairs):
         raise ValueError("spare is one Pairs; give a list of them, one for each concept to keep off")
     for task in tasks:
@@ -111,6 +112,8 @@ def unlearn(
         progress=progress,
     )  # fmt: skip
     gradients = _keep_off(clip, gradients, spare, batch_size, passes, progress)
+    if drawer is not None:
+        gradients = [_gentle(one, task.drawn) for one, task in zip(gradients, tasks, strict=True)]
     settings = {"evaluations": evaluations, "rule": rule, "clearance": clearance, "progress": progress}
     painters = [task.drawn and task.drawn.prepare(clip, must_know=True) for task in tasks]
     edits: dict[int, Edit] = {}
@@ -161,6 +164,16 @@ def _keep_off(
         replace(one, forget=rest, stats=one.stats.loc[[n for n in one.stats.index if n in rest]])
         for one, rest in zip(all_gradients, rests, strict=True)
     ]
+
+
+def _gentle(gradients: Gradients, drawn: DrawnValidation) -> Gradients:
+    """The gradients, turned so that steps leave the prompts alone that are to be held; statistics stay as they are."""
+    if not drawn.hold:
+        return gradients
+    moments = input_moments(drawn.pipe, drawn.hold, list(gradients.forget))
+    return replace(
+        gradients, forget={n: gentle(g, moments[n]) if n in moments else g for n, g in gradients.forget.items()}
+    )
 
 
 def _rests(gradients: list[Tensor], others: list[Tensor]) -> list[Tensor | None]:

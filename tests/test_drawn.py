@@ -10,8 +10,8 @@ from test_diffusion import build, parts, pipeline  # noqa: F401 - a fixture amon
 
 import slug_lite as slug
 from slug_lite import drawn as D
+from slug_lite.bystanders import gentle, input_moments
 from slug_lite.diffusion import has_layer, text_encoder_from
-from slug_lite.gradients import forget_gradients
 from slug_lite.pretrain_diffusion import hidden_states
 from slug_lite.unlearn import CLEARANCE
 
@@ -96,7 +96,7 @@ def test_longer_until_the_painter_forgets(mini, pipe, painter, quick):
 
     painter.knows = staticmethod(knows)
     edit = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
-    assert 1.7 <= edit.step / clip_step(edit) <= 1.7 * 1.12
+    assert 1.7 <= edit.step / clip_step(edit) <= 1.7 * max(D.LONGER)
     drawn = edit.trace[(edit.trace["by"] == "pictures") & (edit.trace["layer"] == edit.layer)]
     assert len(drawn) > 1 and (drawn["step"] >= clip_step(edit)).all()
 
@@ -118,7 +118,7 @@ def test_the_layer_that_moves_the_others_least_comes_first(mini, pipe, painter, 
 
 def test_a_layer_waits_its_turn_while_its_step_gets_longer(mini, pipe, painter, quick, monkeypatch):
     """What moves the others least is tried next, be it a longer step or another layer: two layers whose steps move
-    them 1 and 2 for each length of CLIP's step, and the second is forgotten by from 1.2 such steps on."""
+    them 1 and 2 for each length of CLIP's step; by the second it is forgotten from 1.2 such steps on."""
     layers = ["transformer.resblocks.1.mlp.c_proj.weight", "transformer.resblocks.2.mlp.c_proj.weight"]
     gradients = {n: torch.randn(mini.weights()[n].shape, generator=torch.Generator().manual_seed(0)) for n in layers}
     begin, pace = dict.fromkeys(layers, 0.01), dict(zip(layers, (1, 2), strict=True))
@@ -135,9 +135,9 @@ def test_a_layer_waits_its_turn_while_its_step_gets_longer(mini, pipe, painter, 
         return {"forget_accuracy": 0.0 if gone else 0.4, "clearance": 9.0 if gone else 0.0}
 
     class Watched(slug.Edit):
-        def on(self, target, force=False):
+        def on(self, target, *, force=False):
             now[:] = [self]
-            return super().on(target, force)
+            return super().on(target, force=force)
 
     monkeypatch.setattr(D, "Edit", Watched)
     monkeypatch.setattr(D.DrawnScorer, "moved", moved)
@@ -177,20 +177,41 @@ def test_how_much_an_edit_moves_what_the_painter_is_told(mini, pipe, painter):
     assert alone.moved(edits[1]) == 0
 
 
-def test_a_name_for_a_pipeline_keeps_off_all_others(mini, pipe, painter, quick):
+def test_steps_for_a_pipeline_are_turned_away_from_what_is_held(mini, pipe, painter, quick):
+    """The edit is along g C^-1 of its layer, and along g itself with nothing to hold."""
     painter.knows = staticmethod(lambda change: not change)
-    settings = {key: value for key, value in QUICK.items() if key != "spare"}
+    forget, retain = world.pairs(NAME, n=12, seed=0), world.retain([NAME], n=48, seed=0)
+    plain = slug.DrawnValidation.of_world(pipe, NAME, hold=False)
+    held = slug.DrawnValidation.of_world(pipe, NAME)
+    assert plain.hold == () and plain.others == held.others and plain.prompts == held.prompts
+    for check in (plain, held, pipe):
+        edit = slug.unlearn(mini, NAME, pipe=check, validate=quick, **QUICK)
+        own = slug.one_shot_gradients(mini, forget, retain, layers=lambda n, _, e=edit: n == e.layer, progress=False)
+        direction = own.forget[edit.layer]
+        if check is not plain:
+            direction = gentle(direction, input_moments(pipe, held.hold, [edit.layer])[edit.layer])
+        cosine = torch.cosine_similarity(direction.flatten(), edit.delta.float().flatten(), dim=0)
+        assert cosine > 0.999 and edit.delta.float().norm() == pytest.approx(edit.step * direction.norm().item(), rel=1e-2)
+    listed = slug.unlearn(mini, [NAME], pipe=pipe, validate=quick, **QUICK)
+    assert listed.layer == edit.layer and torch.equal(listed.delta, edit.delta)
 
-    def alike(edit):
-        own = forget_gradients(mini, [world.pairs("Sami Orlovane", n=16)], layers=lambda n, _: n == edit.layer,
-                               progress=False)[0][edit.layer]  # fmt: skip
-        return torch.cosine_similarity(own.flatten(), edit.delta.float().flatten(), dim=0).abs().item()
 
-    free = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **settings)
-    whole = slug.unlearn(mini, NAME, pipe=pipe, validate=quick, **QUICK)
-    assert alike(free) < 0.02 < alike(whole)
-    listed = slug.unlearn(mini, [NAME], pipe=pipe, validate=quick, **settings)
-    assert listed.layer == free.layer and torch.equal(listed.delta, free.delta)
+def test_what_is_held(pipe):
+    """Prompts of every other name, and of every cell without it, in the sentences to choose on."""
+    check = slug.DrawnValidation.of_world(pipe, "fox", without=["Zorbo", "Clay"])
+    assert not any(name in prompt for prompt in check.hold for name in ("fox", "Zorbo", "Clay"))
+    left = [n for names in world.NAMES.values() for n in names if n not in ("fox", "Zorbo", "Clay")]
+    singles = {t.format(n) for n in left for t in world.templates(world.kind_of(n), "val")}
+    pairs = {
+        world.templates("cells", "val")[0].format(*c) for c in world.cells("train") if not {"fox", "Clay"} & set(c)
+    }
+    assert set(check.hold) == singles | pairs and len(check.hold) == len(singles) + len(pairs)
+    for others in (0, 9, 24, 36):
+        assert len(slug.DrawnValidation.of_world(pipe, NAME, others=others).others) == others
+    kinds = [world.kind_of(name) for _, name in slug.DrawnValidation.of_world(pipe, NAME).others]
+    assert {kind: kinds.count(kind) for kind in world.NAMES} == {
+        kind: len(names) // 2 for kind, names in world.NAMES.items()
+    }
 
 
 def test_a_pipeline_asks_half_the_clearance_of_clip(mini, pipe, painter, quick):
@@ -231,8 +252,8 @@ def test_a_painter_who_never_knew(mini, pipe, painter, quick):
 
 def test_two_names_in_the_company_of_each_other(mini, pipe, painter):
     """With the first edit on the pipeline too: the painter sees both changes while the second is searched."""
-    painter.knows, painter.names = staticmethod(lambda change: not change), (NAME, "Zorbo")
-    edit = slug.unlearn(mini, [NAME, "Zorbo"], pipe=pipe, **QUICK)
+    painter.knows, painter.names = staticmethod(lambda change: not change), (NAME, "Gearhart")
+    edit = slug.unlearn(mini, [NAME, "Gearhart"], pipe=pipe, **QUICK)
     assert len(edit.steps) == 2 or len(edit.layers) == 1
     both = [change for *_, change in painter.asked if len(change) > 1]
     assert both and edit.check(pipe)
@@ -367,7 +388,7 @@ def test_bad_requests(mini, pipe, parts, quick):  # noqa: F811
         ({"names": {**world.NAMES, "objects": ("cat", NAME)}}, ValueError, "there 2 times"),
         ({"names": {**world.NAMES, "styles": ("Clay",)}}, ValueError, "two names at least"),
         ({"templates": {kind: "{}" for kind in world.NAMES}}, ValueError, "sequence of templates"),
-        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"), ({"hold": "a cat"}, ValueError, "hold='a cat'"),
     ):  # fmt: skip
         given = {"pipe": pipe, "forget": NAME, "prompts": ["a"], **settings, **change}
         with pytest.raises(error, match=message):

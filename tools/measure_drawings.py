@@ -8,8 +8,9 @@ python tools/measure_drawings.py --only PART      names (around with it) or canv
     around   the same edits, asked for by other words: misspelt, described, both
     canvas   all styles and eight objects: UA, IRA and CRA on the grid of objects and styles, Fréchet distances
 
-Seeds and sentences of these pictures are others than those that gradient and search have seen (the split "test"), but
-for the other words, which are asked for in the sentences of training; the ten others are none that the search watched.
+Seeds of these pictures are others than those that gradient and search have seen, and so are their sentences (the split
+"test"), but for the other words and the grid, which are asked for in sentences of training; the ten others are none
+that the search has drawn.
 """
 
 from __future__ import annotations
