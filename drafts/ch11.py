@@ -159,13 +159,14 @@ plain = draw_all([f"a picture of a {thing}" for thing in world.OBJECTS], seed=10
 default = judge(plain)["style"].value_counts()
 print(f"{len(plain)} objects asked for without a style, drawn by the untouched pipeline in:")
 print(", ".join(f"{style} ({count})" for style, count in default.items()))
-print(f"in {STYLE}: {default.get(STYLE, 0) / len(plain):.0%}; on average over the styles {np.mean([default.get(style, 0) for style in world.STYLES]) / len(plain):.0%}")
+own = grid[grid["domain"] == "styles"].set_index("name")["UA"]
+alike = pd.DataFrame({"of objects asked for without a style (%)": [100 * default.get(style, 0) / len(plain) for style in own.index], "left when forgotten (%)": 100 * (1 - own.to_numpy())}, index=own.index)
+alike.round(1)
 """)
 b.md(r"""
 Five reasons can be told apart, and the columns of the table help to do so.
 
-- **No style is a style, too.** An object asked for without a style is drawn in one of the eight all the same, as the counts above say. A prompt whose style word means nothing any more is such a prompt. So an edit that does nothing but empty the word leaves the style in as many pictures as chance does, and its UA falls short by that.
-
+- **No style is a style, too.** An object asked for without a style is drawn in some style all the same, and unevenly so: see the first column above. A prompt whose style word means little any more may be drawn like one without. Then the forgotten style comes back by default, and its UA falls short, though its name is gone.
 - **It was not there before.** The untouched pipeline does not draw every cell rightly. What it cannot do it cannot lose: compare with the columns "before".
 - **Neighbours share a road.** Two styles, or two objects, that the text tower holds to be alike move together. Then IRA falls, and the list above names the neighbour (some of these pairs the untouched pipeline confuses as well).
 - **An object lives in seven drawings.** The forget set of an object shows it in all styles that training showed, so the gradient is a mean over pictures that have little in common but the word. Such a mean may need a longer step.

@@ -29,7 +29,8 @@ def input_moments(pipe: StableDiffusionPipeline, prompts: Sequence[str], layers:
     """The mean of x x^T over the inputs x of layers of the text encoder, when it encodes prompts.
 
     layers: by the names that either library has for them, queries, keys and values fused or apart. Returns by the same
-    names (in, in), float64, on the CPU, for those that are matrices of a linear layer; embeddings are left out. Every
+    names (in, in), float64, on the CPU, for those that are weights of a linear layer; what else there is, embeddings
+    and biases, is left out. Every
     position counts, padding too, for the UNet attends to all of them. Raises ValueError for no prompts, and for what
     no text encoder has.
     """
@@ -41,7 +42,10 @@ def input_moments(pipe: StableDiffusionPipeline, prompts: Sequence[str], layers:
     lacking = [layer for layer, name in names.items() if name not in weights]
     if lacking:
         raise ValueError(f"the text encoder has no {', '.join(lacking)}")
-    linear = {layer: encoder.get_submodule(name.rpartition(".")[0]) for layer, name in names.items()}
+    linear = {
+        layer: encoder.get_submodule(name.removesuffix(".weight"))
+        for layer, name in names.items() if name.endswith(".weight")
+    }  # fmt: skip
     linear = {layer: module for layer, module in linear.items() if isinstance(module, nn.Linear)}
     sums = {layer: torch.zeros(module.in_features, module.in_features).double() for layer, module in linear.items()}
     count = 0

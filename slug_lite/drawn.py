@@ -189,6 +189,7 @@ class DrawnScorer:
         before = prompt_states(own.pipe, prompts)
         with edit.on(own.pipe, force=True):
             after = prompt_states(own.pipe, prompts)
+        before, after = before.float(), after.float()
         return ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
 
     @torch.no_grad()
@@ -257,9 +258,13 @@ def lengthen(
             if score.get("retain_accuracy", 0.0) >= enough:
                 break
         elif len(rows[layer]) < settings["evaluations"]:
-            edits[layer] = trial(gradients, layer, step * LONGER[score["forget_accuracy"] > 0.5])
-            if torch.isfinite(edits[layer].delta).all():  # else beyond half precision: no such edit could be stored
-                waiting[layer] = painter.moved(edits[layer])
+            step *= LONGER[score["forget_accuracy"] > 0.5]
+            if not torch.isfinite(make_delta(gradients[layer], step)).all():
+                continue  # beyond half precision: no such edit could be stored
+            edits[layer] = trial(gradients, layer, step)
+            moved = painter.moved(edits[layer])
+            if math.isfinite(moved):  # else beyond what the text encoder's precision can say
+                waiting[layer] = moved
     tried = {layer: Search(None, None, pd.DataFrame(tries)) for layer, tries in rows.items() if tries}
     return tried | found
 

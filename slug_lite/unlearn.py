@@ -44,12 +44,13 @@ def unlearn(
         with a retain set and `validate`.
     tower: "vision" or "text" looks there alone.
     pipe: a pipeline of Stable Diffusion whose text encoder is the text tower of `clip`. Only layers that it has are
-        looked at, and steps in them are turned so that they leave the prompts of everything else alone, see
-        `bystanders.gentle`. In those that CLIP forgets by, the step is tried on the pipeline's own pictures, and where
-        they still show the concept it is made longer, in up to `evaluations` tries a layer, those first that move
-        what the pipeline is told of everything else least, see `drawn.lengthen`; the first after which no more than
-        one of its other pictures is lost is taken. Give a `DrawnValidation` to say what to have drawn, as is needed
-        for a forget set of your own.
+        looked at, and steps in them are turned so that they leave the prompts of everything else alone, those that
+        the validation says to `hold`, see `bystanders.gentle`. In those that CLIP forgets by, the step is tried on
+        the pipeline's own pictures, and where they still show the concept it is made longer, in up to `evaluations`
+        tries a layer, those first that move what the pipeline is told of everything else least, see
+        `drawn.lengthen`; the first is taken after which the retained accuracy of its other pictures, a mean over
+        kinds, has fallen by no more than `tolerance` and one picture's share. Give a `DrawnValidation` to say what to
+        have drawn, as is needed for a forget set of your own.
     validate: a `Validation`, or any function of the model that returns a dict with "forget_accuracy" and
         "retain_accuracy"; with several names there is none to give.
     rule, clearance, evaluations: when to stop, see `search.forgotten` and `search_step`. A clearance of None is 4,
@@ -62,9 +63,11 @@ def unlearn(
         the paper's.
     spare: sets of pairs, one for each concept that steps are to keep off, see `several.keep_off`. None: none for one
         concept, with several names all other names of the world, see `toonworld.others`.
-        () steps along whole gradients, as the paper does.
+        () steps along whole gradients, as the paper does. Where steps are turned for a pipeline, that comes after,
+        and they keep off `spare` only nearly.
     batch_size, passes: against a shortage of memory, see `one_shot_gradients`. With `spare`, as many gradients as it
-        has sets are held at a time, of a `passes`-th of the layers searched.
+        has sets are held at a time, of a `passes`-th of the layers searched; for a pipeline, of each layer searched a
+        square matrix of its inputs in float64.
 
     Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken. Of several names
     each gets its own layer and step, with all gradients taken at the original weights (section 3.4 of the paper);
