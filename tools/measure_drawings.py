@@ -25,9 +25,10 @@ from pathlib import Path
 import numpy as np
 
 import slug_lite as slug
+from slug_lite.bystanders import DAMPING
 from slug_lite.captions import looks
 from slug_lite.diffusion import GUIDANCE
-from slug_lite.drawn import PAINTED
+from slug_lite.drawn import FARTHER, LONGER, PAINTED
 from slug_lite.results import save_results
 from slug_lite.search import make_delta
 
@@ -205,7 +206,7 @@ def main() -> None:
     bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
     key = {
         "base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "judge": _print(bench.judge.net),
-        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": PAINTED, "guidance": GUIDANCE,
+        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": PAINTED, "search": [*LONGER, FARTHER, DAMPING], "guidance": GUIDANCE,
         "ways": [*ways(world.PEOPLE[0])],
     }  # fmt: skip
     done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
