@@ -206,8 +206,8 @@ def main() -> None:
     bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
     key = {
         "base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "judge": _print(bench.judge.net),
-        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": PAINTED, "search": [*LONGER, FARTHER, DAMPING], "guidance": GUIDANCE,
-        "ways": [*ways(world.PEOPLE[0])],
+        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": PAINTED, "search": [*LONGER, FARTHER, DAMPING],
+        "guidance": GUIDANCE, "ways": [*ways(world.PEOPLE[0])],
     }  # fmt: skip
     done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
     done = [row for row in done if row.pop("key", None) == key]
