@@ -30,9 +30,8 @@ def input_moments(pipe: StableDiffusionPipeline, prompts: Sequence[str], layers:
 
     layers: by the names that either library has for them, queries, keys and values fused or apart. Returns by the same
     names (in, in), float64, on the CPU, for those that are weights of a linear layer; what else there is, embeddings
-    and biases, is left out. Every
-    position counts, padding too, for the UNet attends to all of them. Raises ValueError for no prompts, and for what
-    no text encoder has.
+    and biases, is left out. Every position counts, padding too, for the UNet attends to all of them. Raises ValueError
+    for no prompts, and for what no text encoder has.
     """
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts={prompts!r}; give a sequence of texts, one at least")
@@ -43,10 +42,9 @@ def input_moments(pipe: StableDiffusionPipeline, prompts: Sequence[str], layers:
     if lacking:
         raise ValueError(f"the text encoder has no {', '.join(lacking)}")
     linear = {
-        layer: encoder.get_submodule(name.removesuffix(".weight"))
-        for layer, name in names.items() if name.endswith(".weight")
+        layer: module for layer, name in names.items()
+        if name.endswith(".weight") and isinstance(module := encoder.get_submodule(name[: -len(".weight")]), nn.Linear)
     }  # fmt: skip
-    linear = {layer: module for layer, module in linear.items() if isinstance(module, nn.Linear)}
     sums = {layer: torch.zeros(module.in_features, module.in_features).double() for layer, module in linear.items()}
     count = 0
 
