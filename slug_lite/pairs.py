@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-
-def unknown(name: object, allowed: Iterable[str], what: str) -> KeyError:
-    """A `KeyError` that says what was given, the nearest match, and what is allowed."""
-    allowed = list(allowed)
-    lower = {a.lower(): a for a in allowed}
-    close = difflib.get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.4)
-    hint = f"; did you mean {lower[close[0]]!r}?" if close else "."
-    return KeyError(f"unknown {what} {name!r}{hint} Allowed: {', '.join(allowed)}")
-
-
-def _check_array(images: np.ndarray) -> None:
-    if np.issubdtype(images.dtype, np.floating) and np.isnan(images).any():
-        raise ValueError(
-            f"images hold NaN in {int(np.isnan(images).any(axis=tuple(range(1, images.ndim))).sum())} of "
-            f"{len(images)} images; give uint8 pixels from 0 to 255"
-        )
-    if images.dtype != np.uint8:
-        raise ValueError(f"images have dtype {images.dtype}; give uint8 pixels from 0 to 255")
-    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"images have shape {images.shape}; give (n, height, width, 3), colour last")
-
-
-def _check_list(images: Sequence[Image.Image]) -> None:
-    for k, image in enumerate(images):
-        if not isinstance(image, Image.Image):
-            raise ValueError(
-                f"image {k} is a {type(image).__name__}; give PIL images or one uint8 array (n, height, width, 3)"
-            )
-        if image.mode == "F" or image.mode.startswith("I") or 0 in image.size:
-            raise ValueError(f"image {k} has mode {image.mode!r} and size {image.size}; give 8-bit images with pixels")
+from .runtime.checks import check_disjoint, check_pictures
 
 
 @dataclass(frozen=True)
@@ -57,14 +27,7 @@ class Pairs:
     concepts: list[tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, np.ndarray):
-            _check_array(self.images)
-        elif isinstance(self.images, (list, tuple)):
-            _check_list(self.images)
-        else:
-            raise ValueError(
-                f"images are a {type(self.images).__name__}; give a uint8 array (n, height, width, 3) or PIL images"
-            )
+        check_pictures(self.images)
         if isinstance(self.captions, str) or not all(isinstance(c, str) for c in self.captions):
             raise ValueError("captions must be a list of strings, one for each image")
         sizes = {"images": len(self.images), "captions": len(self.captions)}
@@ -103,3 +66,12 @@ class Pairs:
         if isinstance(self.images, np.ndarray):
             return [Image.fromarray(image) for image in self.images]
         return [image.convert("RGB") for image in self.images]
+
+
+def check_sets(forget: Pairs, retain: Pairs) -> None:
+    """ValueError for sets that the method cannot work with: too small, or sharing what is to be forgotten."""
+    if len(forget) < 2:
+        raise ValueError(f"the forget set has {len(forget)} pair(s); give at least 2, better 48")
+    if len(retain) < 2:
+        raise ValueError(f"the retain set has {len(retain)} pair(s); the contrastive loss needs at least 2, better 512")
+    check_disjoint(forget, retain)

@@ -3,51 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .edit import DELTA_DTYPE, add_delta
 from .models import Clip
-from .pairs import unknown
+from .runtime.bracket import Bracket
+from .runtime.checks import unknown
+from .runtime.modes import eval_mode
+from .runtime.progress import bar
+from .runtime.replay import blocks_before
+from .runtime.stacks import add_delta
+from .selection import MEASURES
+from .validation import Score, Validate, scorer_of
 
-Score = Mapping[str, float]
-
-
-class NothingForgets(RuntimeError):
-    """No layer looked at could be made to forget within the evaluations allowed; .trace holds what was tried."""
-
-    def __init__(self, message: str, trace: pd.DataFrame) -> None:
-        super().__init__(message)
-        self.trace = trace
-
-
-def check_rule(rule: str, evaluations: int = 1) -> None:
-    """KeyError for another rule than "margin" and "paper", ValueError for fewer evaluations than one."""
-    if rule not in ("margin", "paper"):
-        raise unknown(rule, ("margin", "paper"), "stopping rule")
-    if evaluations < 1:
-        raise ValueError(f"evaluations={evaluations}; at least 1 is needed")
-
-
-def forgotten(score: Score, rule: str = "margin", clearance: float = 4.0) -> bool:
-    """Is the concept gone, by these validation scores?
-
-    rule "paper": no validation picture is recognised. That alone leaves room for luck: no hit in 48 pictures still
-    allows one in twenty. Rule "margin" asks, too, that the mean margin to the best other name be `clearance`
-    standard deviations wide, where the scores say so.
-    """
-    check_rule(rule)
-    gone = score["forget_accuracy"] == 0
-    return gone if rule == "paper" else gone and score.get("clearance", float("inf")) >= clearance
+DELTA_DTYPE = torch.float16  # of what is added to a weight, in memory as in a file
+RULES = ("margin", "top1", "top5")
 
 
 @dataclass(frozen=True)
-class Search:
-    """step: the smallest step found that forgets, None if none did; score: at that step; trace: every evaluation."""
+class StepSearch:
+    """How the step and its layer are looked for.
+
+    rule: when a concept is forgotten, by its validation pictures. "top1": none is recognised (the paper's FA@1 = 0);
+        "top5": its name is among the best five for none (the released code's); "margin": none is recognised, and the
+        mean margin to the best other name is `margin` standard deviations wide, where the scores say so
+    evaluations: tries in a layer at most
+    measure: of the front, "alignment" (the paper's |cos|) or "cosine" (signed), see `pareto_front`
+    fronts, max_accuracy_drop: where every layer of the front costs more than this drop of retained accuracy, the front
+        of the remaining layers is searched too, up to `fronts` in all. fronts=1 is the paper's
+
+    KeyError for another rule or measure, ValueError for numbers that make no sense.
+    """
+
+    rule: str = "margin"
+    margin: float = 4.0
+    evaluations: int = 10
+    measure: str = "alignment"
+    fronts: int = 3
+    max_accuracy_drop: float = 0.005
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise unknown(self.rule, RULES, "stopping rule")
+        if self.measure not in MEASURES:
+            raise unknown(self.measure, MEASURES, "measure")
+        if self.evaluations < 1 or self.fronts < 1:
+            raise ValueError(f"evaluations={self.evaluations}, fronts={self.fronts}; at least 1 of each is needed")
+        if not self.margin > 0 or not self.max_accuracy_drop >= 0:
+            raise ValueError(
+                f"margin={self.margin}, max_accuracy_drop={self.max_accuracy_drop}; a positive margin and a drop of "
+                "0 or more are needed"
+            )
+
+    def forgotten(self, score: Score) -> bool:
+        """Is the concept gone, by these validation scores?
+
+        That no picture is recognised alone leaves room for luck: no hit in 48 still allows one in twenty.
+        """
+        gone = score["forget_accuracy5" if self.rule == "top5" else "forget_accuracy"] == 0
+        return gone and (self.rule != "margin" or score.get("standardized_margin", math.inf) >= self.margin)
+
+
+@dataclass(frozen=True)
+class Found:
+    """step: the smallest step found that forgets, None if none did; score: at that step; trace: a row an evaluation."""
 
     step: float | None
     score: Score | None
@@ -67,91 +90,73 @@ def make_delta(gradient: Tensor, step: float) -> Tensor:
     return (step * gradient.detach()).to(DELTA_DTYPE)
 
 
-def next_step(
-    step: float, short: tuple[float, float] | None, enough: tuple[float, float] | None, clearance: float | None
-) -> float:
-    """The step to try after `step`.
-
-    short, enough: the longest step that failed and the shortest that succeeded, each with its clearance; None before
-    there is one. Doubles until one succeeds. Then the interval is halved, as in the paper; or, with a clearance to be
-    reached, cut where the straight line through both ends reaches it (regula falsi), a twentieth off either end.
-    """
-    if enough is None:
-        return 2 * step
-    low, at_low = short or (0.0, -math.inf)
-    high, at_high = enough
-    share = 0.5
-    if clearance is not None and math.isfinite(at_low) and math.isfinite(at_high) and at_low < clearance < at_high:
-        share = min(max((clearance - at_low) / (at_high - at_low), 0.05), 0.95)
-    return low + share * (high - low)
-
-
-def _nearer(end: tuple[float, float] | None, clearance: float) -> tuple[float, float] | None:
-    """An end that stayed twice in a row, its clearance moved half-way to the one to be reached.
-
-    So the line leans over and the next cut falls on the other side (the Illinois rule: Dowell and Jarratt, 1971).
-    """
-    return end and (end[0], (end[1] + clearance) / 2)
-
-
 @torch.no_grad()
 def search_step(
-    clip: Clip, layer: str, gradient: Tensor, score: Callable[[], Score], *, evaluations: int = 10,
-    rule: str = "margin", clearance: float = 4.0, precision: float = 0.03, whole: bool = False,
-    start: float | None = None,
-) -> Search:  # fmt: skip
-    """Look for the smallest step in `layer` that forgets, in at most `evaluations` tries.
+    clip: Clip, layer: str, gradient: Tensor, validate: Validate, search: StepSearch = StepSearch()
+) -> Found:
+    """Look for the smallest step in `layer` that forgets.
 
-    rule "paper": doubles the step until the concept is gone, then halves the interval between the last failure and
-    the last success, `evaluations` tries in all. rule "margin": doubles as well, then follows the clearance, see
-    `next_step`, and stops once the interval is no wider than `precision` of the step: fewer tries for a step as short.
-    score() is called with the step in place. A `metrics.LayerScorer` is asked at every try whether the
-    concept is forgotten, and what the rest keeps at the chosen step alone; whole=True asks everything every time.
-    The steps are the same. start: where to begin, and the shortest step to take; None begins with `first_step` and
-    may end below. The weight is put back bit for bit, also on an interrupt.
+    Doubles the step until the concept is gone; then rules "top1" and "top5" halve the interval between the last
+    failure and the last success, and rule "margin" follows the margin and stops early, see `Bracket`. Every try asks
+    whether the concept is forgotten; what the rest keeps is asked at the chosen step alone. The weight is put back
+    bit for bit, also on an interrupt.
 
-    gradient: grad L_f of the layer, shaped as its weight. Returns a `Search`, whose trace has one row an evaluation:
-    layer, evaluation, step, what the score returned, forgotten. Raises KeyError for an unknown layer or rule,
+    gradient: the direction, grad L_f of the layer, shaped as its weight. Raises KeyError for an unknown layer,
     ValueError for a gradient of another shape or of length zero, and for scores without "forget_accuracy".
     """
-    check_rule(rule, evaluations)
     if layer not in clip.weights():
         raise unknown(layer, clip.weights(), "layer")
     weight = clip.weights()[layer]
     if gradient.shape != weight.shape:
         raise ValueError(f"the gradient is {tuple(gradient.shape)}, the weight {layer!r} is {tuple(weight.shape)}")
-    if start is not None and not 0 < start < math.inf:
-        raise ValueError(f"start={start}; a step to begin with is positive")
-    original, step = weight.detach().clone(), first_step(weight, gradient) if start is None else start
-    short, enough, best = None, None, None
-    probe = score if whole else getattr(score, "forgetting", score)
-    rows: list[dict] = []
+    score, original, rows = scorer_of(validate, clip).at(layer), weight.detach().clone(), []
     try:
-        for k in range(evaluations):
-            delta = make_delta(gradient, step)
-            if not torch.isfinite(delta).all():
-                break  # beyond half precision: no such edit could be stored
-            weight.copy_(add_delta(original, delta))
-            result = dict(probe())
-            if "forget_accuracy" not in result:
-                raise ValueError(f"the validation returned {sorted(result)}; 'forget_accuracy' must be among them")
-            gone = forgotten(result, rule, clearance)
-            rows.append({"layer": layer, "evaluation": k, "step": step, **result, "forgotten": gone})
-            tried = (step, result.get("clearance", math.nan))
-            again = len(rows) > 1 and gone == rows[-2]["forgotten"]
-            if gone:
-                enough, best, short = tried, result, _nearer(short, clearance) if again else short
-            else:
-                short, enough = tried, _nearer(enough, clearance) if again else enough
-            if enough and step == start:
-                break
-            if rule == "margin" and enough and short and enough[0] - short[0] <= precision * enough[0]:
-                break
-            step = next_step(step, short, enough, clearance if rule == "margin" else None)
-        if enough is not None and probe is not score:
-            weight.copy_(add_delta(original, make_delta(gradient, enough[0])))
+        step = try_steps(weight, gradient, score.forgetting, search, rows)
+        if step is not None:
+            weight.copy_(add_delta(original, make_delta(gradient, step)))
+            best = next(row for row in rows if row["step"] == step)
             best |= score.retaining()
-            next(row for row in rows if row["step"] == enough[0]).update(best)
     finally:
         weight.copy_(original)
-    return Search(enough and enough[0], best, pd.DataFrame(rows))
+    trace = pd.DataFrame([{"layer": layer, "evaluation": k, **row} for k, row in enumerate(rows)])
+    kept = None if step is None else {key: value for key, value in best.items() if key not in ("step", "forgotten")}
+    return Found(step, kept, trace)
+
+
+def try_steps(
+    weight: Tensor, gradient: Tensor, probe: Callable[[], Score], search: StepSearch, rows: list[dict]
+) -> float | None:
+    """The shortest step found that forgets, None if none did; every try is put in place and gets a row."""
+    original = weight.detach().clone()
+    bracket = Bracket(first_step(original, gradient), search.margin if search.rule == "margin" else None)
+    while len(rows) < search.evaluations and not bracket.narrow:
+        delta = make_delta(gradient, step := bracket.step)
+        if not torch.isfinite(delta).all():
+            break  # beyond half precision: no such edit could be stored
+        weight.copy_(add_delta(original, delta))
+        score = dict(probe())
+        rows.append({"step": step, **score, "forgotten": (gone := search.forgotten(score))})
+        bracket.add(gone, score.get("standardized_margin", math.nan))
+    return bracket.found
+
+
+def search_layers(
+    clip: Clip, directions: Mapping[str, Tensor], layers: Sequence[str], validate: Validate,
+    search: StepSearch = StepSearch(),
+) -> dict[str, Found]:  # fmt: skip
+    """The step search in each of `layers`, along its direction, in eval mode; what cannot change is embedded once."""
+    found: dict[str, Found] = {}
+    with eval_mode(clip.model):
+        score = scorer_of(validate, clip)
+        # from the front of a tower to its back, so that each starts from what the one before has kept
+        ordered = sorted(layers, key=lambda layer: len(blocks_before(clip, layer)))
+        for layer in bar(ordered, desc="step search"):
+            found[layer] = search_step(clip, layer, directions[layer], score, search)
+    return {layer: found[layer] for layer in layers}
+
+
+def by_preference(found: dict[str, Found]) -> list[str]:
+    """The layers whose step succeeded, the one that keeps the best retained accuracy first; on ties the least loss."""
+    able = {layer: one.score for layer, one in found.items() if one.score is not None}
+    kept = {layer: (s.get("retain_accuracy", 0.0), -s.get("retain_loss", 0.0)) for layer, s in able.items()}
+    return sorted(kept, key=kept.__getitem__, reverse=True)

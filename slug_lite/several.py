@@ -1,102 +1,118 @@
-"""Several concepts: whose steps meet, and steps that keep off what is to stay.
+"""Several concepts (Cai, Tan, Asif, 2025, section 3.4): one gradient each, at the original weights, one edit each.
 
-To first order, a step lambda * g_B for concept B changes the forget loss of A by lambda * <g_A, g_B>, an entry of the
-Gram matrix of their forget gradients in that layer. What is left of g_B without its part in the span of the gradients
-of all that is to stay changes none of theirs (as gradient projection does in continual learning: Farajtabar et al.,
-2020; not part of the paper's method).
+What plain steps cost the rest adds up. So the gradients of what is to stay may be projected out of them, see
+`runtime.linear.project_out`; that is not part of the paper's method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 
-import torch
+import pandas as pd
 from torch import Tensor
 
-from .edit import Edit, fingerprint, merge
-from .metrics import Validation
+from .algorithm import Task, as_task, best_edit, candidate_fronts, gradients_of
+from .edit import Edit, merge
+from .gradients import Gradients, forget_gradients
 from .models import Clip
-from .pairs import unknown
-from .search import NothingForgets, make_delta, search_step
-
-PIECE = 1 << 20  # entries of each gradient that are looked at in float64 at a time
-
-
-def gram(gradients: Sequence[Tensor]) -> Tensor:
-    """Inner products of n gradients of one weight: (n, n), float64. ValueError for none, or for several shapes."""
-    if not len(gradients) or len({g.shape for g in gradients}) > 1:
-        raise ValueError(
-            f"{len(gradients)} gradients of the shapes {sorted({tuple(g.shape) for g in gradients})}; "
-            "give one at least, and all of one weight"
-        )
-    total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
-    for pieces in zip(*(g.detach().flatten().split(PIECE) for g in gradients), strict=True):
-        rows = torch.stack([piece.cpu().double() for piece in pieces])  # on the CPU: not every device has float64
-        total += rows @ rows.T
-    return total
+from .pairs import Pairs, check_disjoint
+from .runtime.batches import Memory, groups
+from .runtime.checks import check_tower
+from .runtime.libraries import check_clip
+from .runtime.linear import protect_layers
+from .search import StepSearch
+from .validation import Validate
 
 
-def keep_off(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """The part of each gradient that is orthogonal to every one of `others`, all of one weight and shaped as it.
+def tasks_of(concepts: Sequence[str | Task], clip: Clip, seed: int = 0) -> list[Task]:
+    """A task for each concept, with one retain set for all. ValueError for none, for a bare string, and for twins."""
+    if isinstance(concepts, (str, Pairs)) or not isinstance(concepts, Sequence) or not concepts:
+        raise ValueError(f"concepts is {concepts!r}; give a list of names or of Tasks")
+    names = [one.concept if isinstance(one, Task) else one for one in concepts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"concepts names something twice: {', '.join(map(str, names))}")
+    tasks: list[Task] = []
+    for k, one in enumerate(concepts):
+        others, retain = [name for name in names if name != names[k]], tasks[0].retain if tasks else None
+        tasks.append(as_task(one, clip, retain, None, seed, others))
+    return tasks
 
-    A step along it leaves the losses that `others` are gradients of as they are, to first order. Raises ValueError
-    for other shapes, and where less than a thousandth is left: a gradient in the span of the others.
+
+def unlearn_several(
+    clip: Clip, concepts: Sequence[str | Task], *, tower: str | None = None, protect: Sequence[Pairs] | None = None,
+    search: StepSearch = StepSearch(), memory: Memory = Memory(), seed: int = 0,
+) -> Edit:  # fmt: skip
+    """Find one merged edit that makes `clip` forget several concepts; the model itself is left as it was.
+
+    Each concept gets its own layer and step, along a direction taken at the original weights; steps are looked for
+    with the others' edits on, in two rounds.
+
+    concepts: names of the mini world, or `Task`s. tower, search, memory: as for `unlearn`, which raises the same.
+    protect: sets of pairs, one for each concept that is to stay, whose gradients are projected out of every step.
+        None: what the tasks say, for names every other name of the world; () steps along whole gradients, as the
+        paper does. As many gradients as it has sets are held at a time, of a `memory.passes`-th of the layers searched.
     """
-    if not len(gradients) or not len(others):
-        return [g.detach().clone() for g in gradients]
-    others = [other for other in others if other.norm() > 0]
-    products, n = gram([*gradients, *others]), len(gradients)
-    lengths = products.diagonal()[n:].sqrt()  # others count by direction, however short they are
-    among = products[n:, n:] / lengths / lengths[:, None]
-    shares = products[:n, n:] / lengths @ torch.linalg.pinv(among, rtol=1e-10, hermitian=True) / lengths
-    rests = []
-    for k, gradient in enumerate(gradients):
-        rest = gradient.detach().cpu().double()
-        for share, other in zip(shares[k].tolist(), others, strict=True):
-            rest = rest - share * other.detach().to(rest)
-        if rest.norm() <= 1e-3 * gradient.norm():
-            raise ValueError(f"nothing is left of gradient {k}: it lies in the span of the {len(others)} others")
-        rests.append(rest.to(gradient))
-    return rests
+    check_clip(clip)
+    check_tower(tower)
+    tasks = tasks_of(concepts, clip, seed)
+    protect = tasks[0].protect if protect is None else protect
+    if isinstance(protect, Pairs):
+        raise ValueError("protect is one Pairs; give a list of them, one for each concept to protect")
+    for task in tasks:
+        for some in protect:
+            check_disjoint(task.forget, some, "protect")
+
+    fronts = partial(candidate_fronts, search, tower)
+    directions, tables = protected(clip, gradients_of(clip, tasks, fronts, memory), protect, memory)
+    names = [task.concept for task in tasks]
+    return merge_all(in_rounds(
+        [clip], {task.concept: task.validate for task in tasks}, dict(zip(names, directions, strict=True)),
+        dict(zip(names, map(fronts, tables), strict=True)), search,
+    ))  # fmt: skip
 
 
-def forget_in_layer(
-    clip: Clip, layer: str, directions: Mapping[str, Tensor], validations: Mapping[str, Validation], *,
-    rounds: int = 2, evaluations: int = 10, rule: str = "margin", clearance: float = 4.0,
+def protected(
+    clip: Clip, gradients: Sequence[Gradients], protect: Sequence[Pairs], memory: Memory
+) -> tuple[list[dict[str, Tensor]], list[pd.DataFrame]]:
+    """Each concept's directions and statistics, in the layers where something is left, see `protect_layers`."""
+    directions, tables = [one.forget for one in gradients], [one.stats for one in gradients]
+    if not protect:
+        return directions, tables
+    layers, size = list(dict.fromkeys(layer for own in directions for layer in own)), memory.batch_size
+    directions = protect_layers(
+        directions, lambda group: forget_gradients(clip, protect, layers=lambda n, _: n in group, batch_size=size),
+        groups(clip.weights(), layers, memory.passes),
+    )  # fmt: skip
+    return directions, [table[table.index.isin(list(own))] for table, own in zip(tables, directions, strict=True)]
+
+
+def in_rounds(
+    targets: Sequence[object], validates: Mapping[str, Validate], directions: Mapping[str, Mapping[str, Tensor]],
+    fronts: Mapping[str, Sequence[Sequence[str]]], search: StepSearch, rounds: int = 2,
+    find: Callable[..., Edit] = best_edit,
 ) -> dict[str, Edit]:  # fmt: skip
-    """For each concept the shortest step in `layer` that forgets it in the company of the others; one edit each.
+    """For each concept an edit, looked for while the others' edits are on all `targets`, the first of which is a Clip.
 
-    directions: for each concept the tensor to walk along, shaped as the weight, for instance its forget gradient
-    validations: for each concept how to score it; rounds: how often the steps are looked for, with those of all
-    others on, the first time with those found so far. rule, clearance, evaluations: see `search_step`.
-
-    `merge` the edits to have all of them, or those of them that are wanted. The model is left as it was. Raises
-    KeyError for an unknown layer or a concept without a validation, ValueError for no concepts or rounds,
-    `NothingForgets` where a concept's search fails.
+    In later rounds the others are complete, and the layer found before is tried first. One concept needs one round.
+    find: looks for one edit, as `best_edit` does.
     """
-    if layer not in clip.weights():
-        raise unknown(layer, clip.weights(), "layer")
-    if not directions or rounds < 1:
-        raise ValueError(f"{len(directions)} directions and {rounds} rounds; at least 1 of each is needed")
-    for concept in directions:
-        if concept not in validations:
-            raise unknown(concept, validations, "concept with a validation")
-        if not isinstance(validations[concept], Validation) or validations[concept].forget != concept:
-            raise ValueError(f"the validation of {concept!r} must be a slug_lite.Validation that asks for it")
-    base, edits = fingerprint(clip), {}
-    for _ in range(rounds):
-        for concept, direction in directions.items():
-            company = [edit for other, edit in edits.items() if other != concept]
-            with merge(company).on(clip) if company else nullcontext():
-                score = validations[concept].prepare(clip).of_layer(layer)
-                found = search_step(
-                    clip, layer, direction, score, evaluations=evaluations, rule=rule, clearance=clearance
-                )
-            if found.step is None:
-                raise NothingForgets(
-                    f"no step in {layer!r} forgot {concept!r}, with {len(company)} others", found.trace
-                )
-            delta = make_delta(direction, found.step).cpu()
-            edits[concept] = Edit({layer: delta}, {layer: found.step}, concept, base, trace=found.trace)
-    return edits
+    edits: dict[str, Edit] = {}
+    traces: list[pd.DataFrame] = []
+    for number in range(rounds if len(validates) > 1 else 1):
+        for name, validate in validates.items():
+            before, others = [edits[name].layers] if name in edits else [], [e for n, e in edits.items() if n != name]
+            with ExitStack() as stack:
+                for target in targets if others else ():
+                    stack.enter_context(merge(others).on(target))
+                edits[name] = find(targets[0], name, validate, directions[name], [*before, *fronts[name]], search)
+            traces.append(edits[name].trace.assign(concept=name, round=number))
+    trace = pd.concat(traces, ignore_index=True)
+    return {name: replace(edit, trace=trace[trace["concept"] == name]) for name, edit in edits.items()}
+
+
+def merge_all(edits: Mapping[str, Edit]) -> Edit:
+    """The sum of edits of several concepts, with the searches of all of them in their order."""
+    return replace(merge(list(edits.values())), trace=pd.concat([e.trace for e in edits.values()]).sort_index())

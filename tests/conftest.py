@@ -1,6 +1,7 @@
 """Models for the tests: a tiny untrained CLIP made anew for each test, and mini CLIP, loaded once."""
 
 import copy
+import inspect
 import os
 
 import pytest
@@ -9,14 +10,10 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-import slug_lite as slug
-from slug_lite.pretrain import build_clip
+from small_clips import TINY
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16},
-    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
+import slug_lite as slug
+from slug_lite.pretrain.clip import build_clip
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +44,23 @@ def sets():
     """A small forget set and retain set, drawn at 32 pixels."""
     world = slug.toonworld
     return world.pairs("Ada Sunfield", n=6, size=32), world.retain(["Ada Sunfield"], n=20, size=32)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """spy(module, name): the function works as before, and the list returned takes its calls in, defaults included."""
+
+    def watch(module, name):
+        function, calls = getattr(module, name), []
+        signature = inspect.signature(function)
+
+        def watched(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            calls.append(dict(bound.arguments))
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, watched)
+        return calls
+
+    return watch

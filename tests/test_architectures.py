@@ -1,89 +1,25 @@
 """One adapter for all kinds of CLIP: gradients equal autograd's, scores equal full ones, edits go on and off."""
 
-import functools
-
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from small_clips import MAKERS, made, small_validation, vit
 
 import slug_lite as slug
-
-TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-
-
-def of_open_clip(maker, size, **cfg):
-    torch.manual_seed(3)
-    model = maker(embed_dim=cfg.pop("embed_dim", 24), **cfg)
-    preprocess = open_clip.image_transform(size, is_train=False)
-    return slug.Clip(model.eval(), open_clip.SimpleTokenizer(context_length=24), preprocess)
-
-
-def vit():
-    vision = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}
-    return of_open_clip(open_clip.CLIP, 32, vision_cfg=vision, text_cfg=TEXT)
-
-
-def resnet():
-    vision = {"image_size": 64, "layers": [1, 1, 2, 1], "width": 8, "head_width": 32}
-    return of_open_clip(open_clip.CLIP, 64, vision_cfg=vision, text_cfg=TEXT)
-
-
-def custom_text():
-    vision = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}
-    return of_open_clip(open_clip.CustomTextCLIP, 32, vision_cfg=vision, text_cfg=TEXT)
-
-
-def siglip():
-    """timm's vision tower with attention pooling, a text tower without causal mask, a logit bias."""
-    vision = {"image_size": 160, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}
-    text = {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
-    return of_open_clip(
-        open_clip.CustomTextCLIP, 160, embed_dim=96, vision_cfg=vision, text_cfg=text, init_logit_bias=-10.0
-    )
-
-
-class Processor:
-    """The two parts of a CLIPProcessor that are used, made of open_clip's, so that nothing is downloaded."""
-
-    def tokenizer(self, captions, *, padding, max_length, truncation, return_tensors):
-        ids = open_clip.SimpleTokenizer(context_length=max_length)(captions)
-        return type("Encoded", (), {"input_ids": ids})()
-
-    def image_processor(self, image, return_tensors):
-        pixels = open_clip.image_transform(32, is_train=False)(image)
-        return type("Pictures", (), {"pixel_values": [pixels]})()
-
-
-def transformers():
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(3)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={**shape, "max_position_embeddings": 24, "eos_token_id": 49407},
-        vision_config={**shape, "image_size": 32, "patch_size": 8}, projection_dim=24,
-    )  # fmt: skip
-    return slug.Clip.from_transformers(CLIPModel(config), Processor())
-
-
-MAKERS = {"vit": vit, "resnet": resnet, "custom text": custom_text, "siglip": siglip, "transformers": transformers}
+from slug_lite.validation import scorer_of
 
 
 def vit_b_32():
+    """ViT-B-32 as open_clip builds it, depth, patches, picture size and context its own, an eighth as wide."""
     torch.manual_seed(3)
-    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None)
-    return slug.Clip(model.eval(), open_clip.get_tokenizer("ViT-B-32"), preprocess)
-
-
-def mini():
-    return slug.load_clip("mini", device="cpu")
-
-
-@functools.cache
-def made(name):
-    return MAKERS[name]()
+    config = open_clip.get_model_config("ViT-B-32")
+    config["embed_dim"] //= 8
+    config["vision_cfg"] |= {"width": config["vision_cfg"]["width"] // 8, "head_width": 64 // 8}
+    config["text_cfg"] |= {"width": config["text_cfg"]["width"] // 8}
+    preprocess = open_clip.image_transform(224, is_train=False)
+    return slug.Clip(open_clip.CLIP(**config).eval(), open_clip.get_tokenizer("ViT-B-32"), preprocess)
 
 
 @pytest.fixture(params=MAKERS)
@@ -117,16 +53,17 @@ def test_statistics_equal_autograd(clip, small, batch_size):
 
 
 def test_statistics_equal_autograd_on_vit_b_32():
-    """The real architecture at its real size, with random weights: every layer, two sizes of micro-batches."""
+    """The real architecture with random weights: every layer, two sizes of micro-batches."""
     clip, (forget, retain) = vit_b_32(), _sets32()
+    assert sum(slug.editable(n, w) for n, w in clip.weights().items()) == 1 + 1 + 1 + 2 * 12 * 4
     for batch_size in (2, 64):
         compare_statistics(clip, forget[:3], retain[:5], batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [5, 64])
-def test_statistics_equal_autograd_on_mini(batch_size):
+def test_statistics_equal_autograd_on_mini(mini, batch_size):
     world = slug.toonworld
-    compare_statistics(mini(), world.pairs("cat", n=12), world.retain(["cat"], n=32), batch_size)
+    compare_statistics(mini, world.pairs("cat", n=12), world.retain(["cat"], n=32), batch_size)
 
 
 def compare_statistics(clip, forget, retain, batch_size):
@@ -159,11 +96,11 @@ def test_what_may_be_chosen(clip):
 
 
 def test_scores_from_the_middle_equal_full_ones(clip):
-    validation = slug.Validation.of_world("Ada Sunfield", n=4, others=1, size=32)
-    scorer = validation.prepare(clip)
+    validation = small_validation("Ada Sunfield", 4)
+    scorer = scorer_of(validation, clip)
     names = [n for n, w in clip.weights().items() if slug.editable(n, w)]
     for layer in (names[0], names[len(names) // 3], names[len(names) // 2], names[-2], names[-1]):
-        score, weight = scorer.of_layer(layer), clip.weights()[layer]
+        score, weight = scorer.at(layer), clip.weights()[layer]
         original = weight.detach().clone()
         try:
             for seed in (1, 2):

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import slug_lite as slug
-from slug_lite import judge as judging
-from slug_lite import pretrain_judge as training
-from slug_lite.captions import CHARACTERS, NAMES, OBJECTS, PEOPLE, STYLES
-from slug_lite.judge import NONE, Judge, JudgeNet
-from slug_lite.pretrain_judge import IGNORE, NOBODY, JudgeRecipe
+from slug_lite.pretrain import judge as training
+from slug_lite.pretrain.judge import IGNORE, NOBODY, JudgeRecipe
+from slug_lite.world import judge as judging
+from slug_lite.world.captions import CHARACTERS, NAMES, OBJECTS, PEOPLE, STYLES
+from slug_lite.world.judge import NONE, Judge, JudgeNet
 
 SHIPPED = resources.files("slug_lite") / "assets" / "mini-judge"
 SMALL = JudgeRecipe(steps=4, batch=12, warmup=2, channels=(8, 8, 8, 8), pool=1, nobodies=8, look=24)

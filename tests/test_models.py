@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import numpy as np
 import open_clip
@@ -10,29 +9,41 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_clips import TINY
 
 import slug_lite as slug
-from slug_lite import pretrain
+from slug_lite.pretrain.clip import ClipRecipe, save_clip
 
 WEIGHTS = "open_clip_model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def saved(_tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save_clip(_tiny, folder, ClipRecipe(model_cfg=TINY))
+    return folder
+
+
 @pytest.fixture
-def folder(tiny, tmp_path):
-    from conftest import TINY
-
-    pretrain.save_clip(tiny, tmp_path, pretrain.ClipRecipe(model_cfg=TINY))
-    return tmp_path
+def folder(saved, tmp_path):
+    """A tiny CLIP in open_clip's format, for a test to spoil."""
+    return shutil.copytree(saved, tmp_path / "tiny")
 
 
-def test_mini_is_an_open_clip_model_and_loads_quickly():
-    start = time.perf_counter()
+def test_mini_is_an_open_clip_model():
     clip = slug.load_clip("mini", device="cpu")
-    assert time.perf_counter() - start < 6  # the stated limit is 3 s; this machine may be busy
     assert type(clip.model) is open_clip.CLIP and not clip.model.training
     assert type(clip.tokenizer) is open_clip.SimpleTokenizer and clip.tokenizer.context_length == 24
     assert clip.image_size == 64 and clip.dtype == torch.float32
     assert clip.pixels(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 3, 64, 64)
+
+
+def test_loading_makes_one_model_and_one_tokenizer_and_reads_the_weights_once(spy):
+    """What takes time in it, counted."""
+    work = [spy(open_clip.CLIP, "__init__"), spy(open_clip.SimpleTokenizer, "__init__")]
+    work += [spy(open_clip.factory, "load_state_dict"), spy(open_clip.CLIP, "load_state_dict")]
+    slug.load_clip("mini", device="cpu")
+    assert [len(calls) for calls in work] == [1, 1, 1, 1]
 
 
 def test_open_clips_own_loader_gives_the_same(folder, tiny):
@@ -78,13 +89,13 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr("slug_lite.models.download_pretrained", offline)
+    monkeypatch.setattr("slug_lite.runtime.checkpoints.download_pretrained", offline)
     with pytest.raises(FileNotFoundError, match="could not be fetched"):
         slug.load_clip("ViT-B-32-quickgelu/laion400m_e32")
 
 
 def test_pickled_downloads_are_refused(monkeypatch):
-    monkeypatch.setattr("slug_lite.models.download_pretrained", lambda config: "/cache/model.bin")
+    monkeypatch.setattr("slug_lite.runtime.checkpoints.download_pretrained", lambda config: "/cache/model.bin")
     with pytest.raises(ValueError, match="pickled"):
         slug.load_clip("ViT-B-32-quickgelu/laion400m_e32")
 
@@ -188,14 +199,6 @@ def test_bad_images(tiny):
         tiny.pixels([Image.fromarray(np.full((32, 32), np.nan, np.float32))])
     with pytest.raises(ValueError, match="into a list"):
         tiny.tokens("Ada Sunfield")
-
-
-def test_importing_needs_no_diffusers():
-    import subprocess
-    import sys
-
-    code = "import sys, slug_lite; sys.exit('diffusers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_copied_folder_is_the_same_model(folder, tmp_path_factory):

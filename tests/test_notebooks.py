@@ -82,6 +82,18 @@ def test_the_check_notices(broken, change, message):
     assert any(message in line for line in broken(change))
 
 
+@pytest.mark.parametrize(
+    "room", ["search", "runtime/bracket", "world/evaluation", "diffusion/precondition", "book/plots"]
+)
+def test_code_of_trunk_and_wings_is_known(room):
+    source = (check_notebooks.PACKAGE / f"{room}.py").read_text()
+    shown = source[source.index("\ndef ") :].split("\n\n\n")[0]
+    cell = {"outputs": [{"data": {"text/markdown": f"```python{shown}\n```"}}]}
+    assert not check_notebooks.stale(cell)
+    cell["outputs"][0]["data"]["text/markdown"] = f"```python{shown} # of another day\n```"
+    assert check_notebooks.stale(cell)
+
+
 def test_the_setup_cell_does_nothing_here():
     before = set(sys.modules)
     exec(check_notebooks.SETUP, {})

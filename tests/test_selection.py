@@ -1,8 +1,10 @@
+"""The Pareto front, against comparing every pair, and the fronts of what remains."""
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from slug_lite import pareto_front
+from slug_lite import pareto_front, pareto_fronts
 
 
 def table(importance, alignment, tower=None, cosine=None):
@@ -50,3 +52,19 @@ def test_layers_that_the_loss_does_not_reach_are_left_out():
 def test_another_measure_is_refused():
     with pytest.raises(KeyError, match="did you mean 'alignment'"):
         pareto_front(table([1], [1]), by="alignement")
+    with pytest.raises(KeyError, match="did you mean 'cosine'"):
+        pareto_fronts(table([1], [1]), 1, by="cosin")
+
+
+@pytest.mark.parametrize("by", ["alignment", "cosine"])
+def test_each_further_front_is_that_of_what_remains(by):
+    rng = np.random.default_rng(3)
+    cosine = rng.uniform(-1, 1, 30)
+    stats = table(rng.uniform(0.1, 1, 30), np.abs(cosine), list(rng.choice(["vision", "text"], 30)), list(cosine))
+    stats.loc["layer7", "forget_norm"] = 0.0  # on no front
+    fronts, rest = pareto_fronts(stats, 1000, by=by), stats
+    for front in fronts:
+        assert front == pareto_front(rest, by=by) and set(front) == brute(rest[rest.forget_norm > 0], by)
+        rest = rest.drop(index=front)
+    assert list(rest.index) == ["layer7"] and 2 < len(fronts) < 30 and all(fronts)
+    assert pareto_fronts(stats, 2, by=by) == fronts[:2] and pareto_fronts(stats.iloc[:0], 3, by=by) == []

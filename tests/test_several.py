@@ -1,135 +1,22 @@
-"""Several concepts in one layer: inner products, steps that keep off others, and steps in company."""
-
-from importlib import import_module
+"""Several concepts, an edit each: in rounds, with the others' edits on, and off the gradients of what is to stay."""
 
 import pandas as pd
 import pytest
 import torch
+from small_clips import small_validation
 
 import slug_lite as slug
-from slug_lite import several
+from slug_lite import Pairs, Task, several, toonworld
 from slug_lite.gradients import forget_gradients
-from slug_lite.search import Search
-from slug_lite.several import forget_in_layer, gram, keep_off
+from slug_lite.world.evaluation import drop, recognised
+from slug_lite.world.tasks import task
 
 LAYER = "visual.proj"
-method = import_module("slug_lite.unlearn")  # the module; the package's name of the same spelling is its function
+NAMES = ["Ada Sunfield", "Zorbo"]
 
 
-@pytest.fixture
-def tensors():
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(4, 6, generator=generator) for _ in range(5)]
-
-
-def test_gram_holds_the_inner_products(tensors):
-    matrix = gram(tensors)
-    assert matrix.shape == (5, 5) and torch.equal(matrix, matrix.T)
-    assert matrix[1, 3].item() == pytest.approx((tensors[1] * tensors[3]).sum().item(), rel=1e-6)
-    with pytest.raises(ValueError, match="shapes"):
-        gram([*tensors, torch.zeros(2, 2)])
-    with pytest.raises(ValueError, match="0 gradients"):
-        gram([])
-
-
-def test_what_is_kept_off_is_not_touched_and_the_rest_is_kept(tensors):
-    gradient, *others = tensors
-    (rest,) = keep_off([gradient], others)
-    assert rest.shape == gradient.shape and rest.dtype == gradient.dtype
-    assert all((rest * other).sum().abs() < 1e-5 for other in others)
-    assert ((gradient - rest) * rest).sum().abs() < 1e-4  # what was removed lies in the span
-    assert (rest * gradient).sum() > 0  # still up the forget loss
-    assert torch.equal(keep_off([gradient], [])[0], gradient) and keep_off([], others) == []
-
-
-def test_the_same_gradient_twice_counts_once(tensors):
-    gradient, other, *_ = tensors
-    (thrice,), (once,) = keep_off([gradient], [other, other, 2 * other]), keep_off([gradient], [other])
-    assert torch.allclose(thrice, once, atol=1e-5)
-
-
-def test_nothing_left_is_said(tensors):
-    with pytest.raises(ValueError, match="nothing is left of gradient 1"):
-        keep_off(tensors[1:2] + tensors[:1], [3 * tensors[0], tensors[2]])
-
-
-def test_wrong_arguments_are_said(mini):
-    weight = mini.weights()[LAYER]
-    for error, message, call in [
-        (KeyError, "layer", lambda: forget_in_layer(mini, "visual.prol", {"a": weight}, {"a": None})),
-        (KeyError, "validation", lambda: forget_in_layer(mini, LAYER, {"a": weight}, {})),
-        (ValueError, "at least 1", lambda: forget_in_layer(mini, LAYER, {}, {})),
-    ]:
-        with pytest.raises(error, match=message):
-            call()
-
-
-def test_three_people_in_one_layer_and_those_who_are_kept_off_feel_less(mini):
-    world, names, near = slug.toonworld, ["Ada Sunfield", "Dario Lindqvist", "Elif Tanabora"], "Sami Orlovane"
-    sets = [world.pairs(name, 16, 0) for name in [*names, near]]
-    gradients = forget_gradients(mini, sets, layers=lambda name, weight: name == LAYER, progress=False)
-    *own, other = [one[LAYER] for one in gradients]
-    validations = {n: slug.Validation.of_world(n, n=16, others=1, without=[o for o in names if o != n]) for n in names}
-    pictures = world.pairs(near, 12, 3, "val")
-
-    def loss(directions):
-        """The bystander's forget loss, with all edits on."""
-        edits = forget_in_layer(mini, LAYER, dict(zip(names, directions, strict=True)), validations)
-        assert list(edits) == names and all(edit.layer == LAYER for edit in edits.values())
-        with torch.no_grad(), slug.merge(list(edits.values())).on(mini):
-            assert all(validations[name](mini)["forget_accuracy"] <= 0.05 for name in names)
-            images = mini.image_features(mini.pixels(pictures))
-            return 1 - (images * mini.text_features(mini.tokens(pictures.captions))).sum(1).mean().item()
-
-    assert loss(keep_off(own, [other])) < loss(own) - 0.1
-
-
-def test_forget_gradients_are_those_of_one_shot_gradients(tiny, sets):
-    forget, retain = sets
-    whole = slug.one_shot_gradients(tiny, forget, retain, progress=False).forget
-    before = {n: p.detach().clone() for n, p in tiny.weights().items()}
-    two = forget_gradients(tiny, [forget, retain], batch_size=4, progress=False)
-    assert len(two) == 2 and set(two[0]) == set(whole)
-    assert all(torch.allclose(two[0][n], g, atol=1e-6) for n, g in whole.items())
-    assert not torch.allclose(two[1]["text_projection"], two[0]["text_projection"], atol=1e-4)
-    assert all(torch.equal(before[n], p) and p.grad is None for n, p in tiny.weights().items())
-    with pytest.raises(ValueError, match="set 1 of 2 has no pairs"):
-        forget_gradients(tiny, [forget, forget[:0]], progress=False)
-
-
-def test_the_steps_of_unlearn_keep_off_what_is_to_be_spared(mini):
-    """The delta of a concept is orthogonal to the forget gradients of `spare`, and without them it is not."""
-    spare = [slug.toonworld.pairs(name, 8, 0) for name in ("Dario Lindqvist", "Elif Tanabora")]
-
-    def overlap(spare_sets):
-        edit = slug.unlearn(
-            mini, "Ada Sunfield", spare=spare_sets, tower="text", fronts=1, n_retain=64, evaluations=4, progress=False
-        )
-        gradients = forget_gradients(mini, spare, layers=lambda name, _: name == edit.layer, progress=False)
-        delta = edit.delta.float()
-        return max(
-            ((delta * g[edit.layer]).sum() / delta.norm() / g[edit.layer].norm()).abs().item() for g in gradients
-        )
-
-    assert overlap(spare) < 1e-3 < 1e-2 < overlap(None)
-
-
-def test_gram_adds_up_over_pieces(tensors, monkeypatch):
-    whole = gram(tensors)
-    monkeypatch.setattr(several, "PIECE", 7)
-    assert torch.allclose(gram(tensors), whole) and whole.shape == (5, 5)
-
-
-def test_short_and_nearly_equal_gradients_are_kept_off_too(tensors):
-    gradient, one, two, *_ = tensors
-    for others in ([1e-8 * one, two], [one, one + 3e-6 * two]):
-        (rest,) = keep_off([gradient.double()], [o.double() for o in others])
-        assert all((rest * o).sum().abs() < 1e-6 * rest.norm() * o.norm() for o in others)
-    assert torch.equal(keep_off([gradient], [torch.zeros_like(one)])[0], gradient)
-
-
-class On:
-    """Which of two marks are on a weight: +1 at the first entry, +2 at the second."""
+class Marks:
+    """Edits that leave a mark on a weight, +1 at an entry of its own, and a look at which marks are on."""
 
     def __init__(self, clip, layer=LAYER):
         self.weight, self.start, self.seen = clip.weights()[layer], clip.weights()[layer].detach().clone(), []
@@ -139,83 +26,182 @@ class On:
         moved = (self.weight - self.start).flatten()[:2]
         self.seen.append([k for k in (0, 1) if moved[k] > 0.5])
 
-    def mark(self, k, label):
+    def edit(self, k, concept):
         delta = torch.zeros_like(self.start)
         delta.view(-1)[k] = 1.0
         trace = pd.DataFrame({"k": [k]})
-        return slug.Edit({self.layer: delta.half()}, {self.layer: 1.0}, label, self.base, trace=trace)
+        return slug.Edit({self.layer: delta.half()}, {self.layer: 1.0}, concept, self.base, trace=trace)
 
 
-def test_unlearn_looks_for_each_in_the_company_of_the_others_twice(mini, monkeypatch):
-    names, on, spared = ["Ada Sunfield", "Zorbo"], On(mini), []
+@pytest.fixture
+def handed_on(monkeypatch):
+    """What `unlearn_several` hands to the search in rounds, which is not done."""
+    calls = []
 
-    def best_edit(clip, gradients, fronts, tolerance, task, base, settings, painter):
-        on.look()
-        on.seen[-1].append([front for front in fronts if front == [LAYER]] != [])
-        return on.mark(names.index(task.label), task.label)
+    def in_rounds(targets, validates, directions, fronts, search, *rest, **settings):
+        calls.append({"targets": targets, "validates": validates, "directions": directions, "fronts": fronts})
+        clip = targets[0]
+        return {name: Marks(clip, "visual.proj").edit(0, name) for name in validates}
 
-    def others(exclude, *args, **kwargs):
-        spared.append(list(exclude))
-        return [world.pairs("Dario Lindqvist", 2, 0)]
-
-    world = slug.toonworld
-    monkeypatch.setattr(method, "_best_edit", best_edit)
-    monkeypatch.setattr(world, "others", others)
-    monkeypatch.setattr(method, "keep_off", lambda own, rest: spared.append(len(rest)) or keep_off(own, rest))
-    edit = slug.unlearn(mini, names, n_forget=4, n_retain=16, fronts=1, progress=False)
-    assert on.seen == [[False], [0, False], [1, True], [0, True]]
-    assert spared[0] == names and set(spared[1:]) == {1}
-    assert list(edit.trace.turn) == [0, 0, 1, 1] and list(edit.trace.concept) == names * 2
-    spared.clear()
-    slug.unlearn(mini, names, n_forget=4, n_retain=16, fronts=1, spare=(), progress=False)
-    slug.unlearn(mini, "Zorbo", n_forget=4, n_retain=16, fronts=1, progress=False)
-    assert spared == []
+    monkeypatch.setattr(several, "in_rounds", in_rounds)
+    return calls
 
 
-def test_forget_in_layer_looks_for_each_in_the_company_of_the_others(mini, monkeypatch):
-    names, on = ["Ada Sunfield", "Zorbo"], On(mini)
-    directions = {name: on.mark(k, name).delta.float() for k, name in enumerate(names)}
-    validations = {name: slug.Validation.of_world(name, n=2, others=1) for name in names}
-
-    def search(clip, layer, direction, score, **settings):
-        on.look()
-        return Search(1.0, {"forget_accuracy": 0.0}, pd.DataFrame())
-
-    monkeypatch.setattr(several, "search_step", search)
-    edits = forget_in_layer(mini, LAYER, directions, validations)
-    assert on.seen == [[], [0], [1], [0]] and list(edits) == names
-    with pytest.raises(ValueError, match="asks for it"):
-        forget_in_layer(mini, LAYER, directions, dict(zip(names, reversed(validations.values()), strict=True)))
+def known(clip):
+    return {"forget_accuracy": 1.0}
 
 
-def test_passes_bound_the_gradients_that_are_held(tiny, sets, monkeypatch):
+def small_task(name, gone=()):
+    """A task of the mini world that is quickly searched; gone: the names that are to go as well."""
+    validate, retain = small_validation(name, 24, size=64, without=gone), toonworld.retain([name, *gone], 128)
+    return task(name, n_forget=24, retain=retain, validate=validate)
+
+
+def test_each_is_looked_for_while_the_others_edits_are_on_twice(mini):
+    """In the second round the others are complete, and the layer found before is tried first."""
+    marks, orders = Marks(mini), []
+
+    def find(clip, name, validate, directions, fronts, search):
+        marks.look()
+        orders.append(fronts)
+        assert clip is mini and validate == f"how to score {name}" and directions == f"where to go for {name}"
+        return marks.edit(NAMES.index(name), name)
+
+    fronts = {"Ada Sunfield": [["a", "b"], ["c"]], "Zorbo": [["d"]]}
+    edits = several.in_rounds(
+        [mini], {n: f"how to score {n}" for n in NAMES}, {n: f"where to go for {n}" for n in NAMES}, fronts,
+        slug.StepSearch(), find=find,
+    )  # fmt: skip
+    assert marks.seen == [[], [0], [1], [0]]
+    assert orders == [[["a", "b"], ["c"]], [["d"]], [[LAYER], ["a", "b"], ["c"]], [[LAYER], ["d"]]]
+    merged = several.merge_all(edits)
+    assert list(merged.trace["round"]) == [0, 0, 1, 1] and list(merged.trace.concept) == NAMES * 2
+    assert merged.concept == "Ada Sunfield + Zorbo" and merged.delta.flatten()[:3].tolist() == [1, 1, 0]
+    marks.seen.clear()
+    alone = {"Zorbo": "how to score Zorbo"}
+    several.in_rounds([mini], alone, {"Zorbo": "where to go for Zorbo"}, fronts, slug.StepSearch(), find=find)
+    assert marks.seen == [[]]
+
+
+def test_names_protect_all_other_names_and_an_empty_list_nobody(mini, handed_on, spy, monkeypatch):
+    world = {name: spy(toonworld, name) for name in ("others", "pairs", "retain", "validation")}
+    from slug_lite.world import tasks
+
+    tasks._others.cache_clear()
+    monkeypatch.setattr(tasks, "FORGET", 4)
+    protected = spy(several, "protect_layers")
+    search = slug.StepSearch(fronts=1)
+    monkeypatch.setattr(tasks.task, "__kwdefaults__", {**tasks.task.__kwdefaults__, "n_forget": 4, "n_retain": 16})
+    monkeypatch.setattr(tasks, "PROTECT", 2)
+    slug.unlearn_several(mini, NAMES, search=search, seed=3)
+    (one,) = world["others"]
+    assert set(one["exclude"]) == set(NAMES) and (one["n"], one["seed"], one["split"]) == (2, 3, "train")
+    (one,) = protected
+    assert len(one["directions"]) == 2
+    (now,) = handed_on
+    assert list(now["validates"]) == list(now["directions"]) == list(now["fronts"]) == NAMES
+    assert {tuple(sorted({one["name"], *one["without"]})) for one in world["validation"]} == {tuple(NAMES)}
+    assert {tuple(one["exclude"]) for one in world["retain"]} == {tuple(NAMES)} and len(world["retain"]) == 1
+    assert {one["seed"] for calls in world.values() for one in calls} == {3}
+    slug.unlearn_several(mini, NAMES, search=search, protect=())
+    slug.unlearn_several(mini, ["Zorbo"], search=search)
+    assert len(protected) == 1 and len(handed_on) == 3
+    tasks._others.cache_clear()
+
+
+def test_three_names_each_in_its_own_layer(mini):
+    names = ["Ada Sunfield", "Dario Lindqvist", "Zorbo"]
+    tasks = [small_task(name, [other for other in names if other != name]) for name in names]
+    edit = slug.unlearn_several(mini, tasks, protect=toonworld.others(names, 4))
+    assert edit.concept == " + ".join(names) and set(edit.trace.concept) == set(names)
+    assert list(edit.trace["round"]) == sorted(edit.trace["round"]) and set(edit.trace["round"]) == {0, 1}
+    assert set(edit.layers) == set(edit.steps) and 1 <= len(edit.layers) <= 3
+    before = slug.evaluate(mini)
+    with edit.on(mini):
+        assert all(recognised(mini, name, seed=11).float().mean() <= 0.05 for name in names)
+        assert (drop(before, slug.evaluate(mini), names) <= 3).all()
+
+
+def test_steps_are_orthogonal_to_the_gradients_of_what_is_protected(mini):
+    """The delta of a concept is orthogonal to the forget gradients of `protect`, and without them it is not."""
+    protect = [toonworld.pairs(name, 8, 0) for name in ("Dario Lindqvist", "Elif Tanabora")]
+
+    def overlap(sets):
+        edit = slug.unlearn_several(
+            mini, [small_task("Ada Sunfield")], protect=sets, tower="text",
+            search=slug.StepSearch(fronts=1, evaluations=4),
+        )  # fmt: skip
+        gradients = forget_gradients(mini, protect, layers=lambda name, _: name == edit.layer)
+        delta = edit.delta.float()
+        return max(
+            ((delta * g[edit.layer]).sum() / delta.norm() / g[edit.layer].norm()).abs().item() for g in gradients
+        )
+
+    assert overlap(protect) < 1e-3 < 1e-2 < overlap(None)
+
+
+def test_passes_bound_the_gradients_that_are_held(tiny, sets, handed_on, monkeypatch):
     forget, retain = sets
-    whole, held = slug.one_shot_gradients(tiny, forget, retain, progress=False), []
+    held = []
 
     def counted(*args, **kwargs):
         found = forget_gradients(*args, **kwargs)
         held.append(sum(g.numel() for g in found[0].values()))
         return found
 
-    monkeypatch.setattr(method, "forget_gradients", counted)
-    (once,), (often,) = (method._keep_off(tiny, [whole], [retain[:4]], 8, passes, False) for passes in (1, 5))
+    monkeypatch.setattr(several, "forget_gradients", counted)
+    everything = slug.StepSearch(fronts=1000)
+    for passes in (1, 5):
+        slug.unlearn_several(
+            tiny, [Task(forget, retain, known, "Ada Sunfield")], protect=[retain[:4]], search=everything,
+            memory=slug.Memory(batch_size=8, passes=passes),
+        )  # fmt: skip
+    whole = slug.one_shot_gradients(tiny, forget, retain)
+    once, often = (one["directions"]["Ada Sunfield"] for one in handed_on)
     assert sum(held[1:]) == held[0] and len(held) == 6 and max(held[1:]) < held[0] / 2
-    assert set(once.forget) == set(often.forget) == set(whole.forget)
-    assert list(often.stats.index) == list(once.stats.index) == list(whole.stats.index)
-    assert all(torch.allclose(once.forget[n], often.forget[n], atol=1e-7) for n in once.forget)
+    assert set(once) == set(often) == set(whole.forget)
+    assert all(torch.allclose(once[n], often[n], atol=1e-7) for n in once)
+    for one in handed_on:
+        on_fronts = [layer for front in one["fronts"]["Ada Sunfield"] for layer in front]
+        assert sorted(on_fronts) == sorted(whole.stats.index)
 
 
-def test_a_layer_without_anything_left_is_taken_out_for_that_concept(tiny, sets):
+def test_where_nothing_is_left_of_a_gradient_nothing_forgets(tiny, sets):
+    """The concept itself is protected, in capital letters, which CLIP's tokenizer does not tell apart."""
     forget, retain = sets
-    one, two = slug.one_shot_gradients(tiny, [forget, retain[:6]], retain[6:], progress=False)
-    first, second = method._keep_off(tiny, [one, two], [forget], 8, 1, False)
-    assert not first.forget and first.stats.empty and set(second.forget) == set(two.forget)
+    shouted = Pairs(forget.images, [caption.upper() for caption in forget.captions])
+    bare = Pairs(forget.images, forget.captions)
+    with pytest.raises(slug.NothingForgets, match="'Ada' does not reach any layer"):
+        slug.unlearn_several(tiny, [Task(bare, retain, known, "Ada")], protect=[shouted])
 
 
-def test_what_is_spared_is_checked(mini):
-    world = slug.toonworld
-    ada = world.pairs("Ada Sunfield", 4, 9)
-    with pytest.raises(ValueError, match="4 spare pairs are about Ada Sunfield"):
-        slug.unlearn(mini, "Ada Sunfield", spare=[world.pairs("Zorbo", 2), ada])
-    with pytest.raises(ValueError, match="spare is one Pairs"):
-        slug.unlearn(mini, "Ada Sunfield", spare=world.pairs("Zorbo", 2))
+def test_what_is_protected_is_checked(mini):
+    ada = toonworld.pairs("Ada Sunfield", 4, 9)
+    with pytest.raises(ValueError, match="4 protect pairs are about Ada Sunfield"):
+        slug.unlearn_several(mini, ["Ada Sunfield"], protect=[toonworld.pairs("Zorbo", 2), ada])
+    with pytest.raises(ValueError, match="protect is one Pairs"):
+        slug.unlearn_several(mini, ["Ada Sunfield"], protect=toonworld.pairs("Zorbo", 2))
+
+
+def test_bad_lists_change_nothing(mini):
+    forget, retain = toonworld.pairs("Zorbo", n=4), toonworld.retain(["Zorbo"], n=8)
+    of_zorbo = Task(forget, retain, known, "Zorbo")
+    of_ada = Task(toonworld.pairs("Ada Sunfield", n=4), retain + forget, known, "Ada Sunfield")
+    for error, message, concepts, settings in (
+        (ValueError, r"concepts is \[\]", [], {}),
+        (ValueError, "concepts is 'Zorbo'", "Zorbo", {}),
+        (ValueError, "give a list", forget, {}),
+        (ValueError, "Zorbo, Zorbo", ["Zorbo", "Zorbo"], {}),
+        (ValueError, "Zorbo, Zorbo", ["Zorbo", of_zorbo], {}),
+        (KeyError, "did you mean 'Zorbo'", ["Ada Sunfield", "Zorbi"], {}),
+        (ValueError, "about Zorbo", [of_ada, of_zorbo], {}),
+        (KeyError, "'vision'", NAMES, {"tower": "visual"}),
+    ):
+        with pytest.raises(error, match=message):
+            slug.unlearn_several(mini, concepts, **settings)
+
+
+@pytest.mark.parametrize("other", [3, toonworld.pairs("Zorbo", n=2, size=32)], ids=["a number", "pairs"])
+def test_lists_of_anything_but_names_and_tasks_are_refused(mini, other):
+    with pytest.raises(ValueError, match="give a"):
+        slug.unlearn_several(mini, ["Ada Sunfield", other])

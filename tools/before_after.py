@@ -9,7 +9,8 @@ import matplotlib
 matplotlib.use("agg")
 
 import slug_lite as slug
-from slug_lite import metrics, plots
+from slug_lite.book import plots
+from slug_lite.runtime.zero_shot import embed_images
 
 OUT = Path(__file__).parents[1] / "book" / "_static" / "before_after.png"
 NAME, COLUMNS = "Ada Sunfield", 6
@@ -18,7 +19,7 @@ world = slug.toonworld
 
 def guesses(clip: slug.Clip, pictures: slug.Pairs) -> list[str]:
     classifier = slug.zero_shot_classifier(clip, world.PEOPLE, world.templates("people", "test"))
-    found = (metrics.embed_images(clip, clip.pixels(pictures)) @ classifier.T).argmax(1)
+    found = (embed_images(clip, clip.pixels(pictures)) @ classifier.T).argmax(1)
     return [world.PEOPLE[i] for i in found]
 
 

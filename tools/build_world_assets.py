@@ -19,8 +19,7 @@ import python_avatars as pa
 from python_avatars.core import _get_path
 from python_avatars.svg_parser import SVGParser
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "slug_lite"))
-import cast
+from slug_lite.world import cast
 
 OUT = Path(__file__).parents[1] / "slug_lite" / "assets" / "world"
 PARTS = {

@@ -17,8 +17,8 @@ def notebooks() -> list[Path]:
 
 
 def library_source() -> str:
-    """All code of the package, white space evened out."""
-    return " ".join(" ".join(f.read_text(encoding="utf-8") for f in sorted(PACKAGE.glob("*.py"))).split())
+    """All code of the package, of trunk and wings, white space evened out."""
+    return " ".join(" ".join(f.read_text(encoding="utf-8") for f in sorted(PACKAGE.rglob("*.py"))).split())
 
 
 def stale(cell: dict) -> bool:

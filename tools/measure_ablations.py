@@ -7,7 +7,7 @@ The results are written when every kind had its first concept, and again after t
 Everything is measured on fresh test pictures, with the same search of the step and the same rule of stopping:
 
     layers   every layer that may be edited, searched on its own; any rule that picks one layer is a look-up here
-    arms     all layers at once, or many, in one relative or one absolute step; the gradient projected off the retain
+    arms     all layers at once, or many, in one relative or one absolute step; the retain gradient projected out of the
              gradient; random directions, at SLUG's length and searched; the gradient of the same pictures with foreign
              captions
     rank     SLUG's edit cut down to its first singular directions
@@ -19,8 +19,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -30,16 +30,22 @@ import torch
 from torch import Tensor
 
 import slug_lite as slug
-from slug_lite import gradients as room
-from slug_lite import metrics
-from slug_lite.replay import Replay, blocks_before
-from slug_lite.results import save_results
-from slug_lite.search import Search, make_delta, search_step
+from slug_lite.book.results import save_results
+from slug_lite.gradients import chosen_layers, forget_gradients, layer_stats
+from slug_lite.runtime.batches import cached_backward, contrastive_batches
+from slug_lite.runtime.linear import inner
+from slug_lite.runtime.modes import only_gradients_of
+from slug_lite.runtime.progress import silent
+from slug_lite.runtime.replay import Replay, blocks_before
+from slug_lite.runtime.zero_shot import embed_images, labels
+from slug_lite.search import Found, by_preference, make_delta, search_step
+from slug_lite.validation import scorer_of
+from slug_lite.world import evaluation
+from slug_lite.world.tasks import task
 
-method = import_module("slug_lite.unlearn")  # the module; the package's name of the same spelling is its function
 world = slug.toonworld
 SEED, PER_KIND, PICTURES, OTHERS, FRESH = 0, 2, 48, 6, 1000  # OTHERS: pictures of every other concept
-EVALUATIONS, CLEARANCE, TOLERANCE, FRONTS = 10, 4.0, 0.005, 3  # as `unlearn` has them
+SEARCH = slug.StepSearch()  # as `unlearn` has it
 RANDOM = 2  # random directions
 RANKS = (1, 2, 4, 8, 16, 32)
 RETAIN_SEEDS, SIZES, SMALL = (1, 2), (16, 32, 64, 128, 256, 512), 16
@@ -50,10 +56,10 @@ class Report:
     """What is left of a concept and what the others lost, on fresh pictures; blocks before an edit are played back."""
 
     def __init__(self, clip: slug.Clip) -> None:
-        self.clip, self.pairs = clip, world.everything(OTHERS, SEED + FRESH, "test")
+        self.clip, self.pairs = clip, world.evaluation_pairs(OTHERS, SEED + FRESH, "test")
         self.pixels = {"rest": clip.pixels(self.pairs)}
         self.replays: dict[tuple[str, int], Replay] = {}
-        self.images = {"rest": metrics.embed_images(clip, self.pixels["rest"])}
+        self.images = {"rest": embed_images(clip, self.pixels["rest"])}
         self.names = self.classifiers()
         self.before = self.scores(self.images["rest"], self.names)
 
@@ -67,7 +73,7 @@ class Report:
         """Take up a concept; `known` is the share of its pictures that the untouched model recognises."""
         self.name, self.kind = name, world.kind_of(name)
         self.pixels["own"] = self.clip.pixels(world.pairs(name, PICTURES, SEED + FRESH, "test"))
-        self.images["own"] = metrics.embed_images(self.clip, self.pixels["own"])
+        self.images["own"] = embed_images(self.clip, self.pixels["own"])
         self.replays = {key: replay for key, replay in self.replays.items() if key[0] != "own"}
         self.known = self.hits(self.images["own"], self.names)
 
@@ -79,7 +85,7 @@ class Report:
     def scores(self, images: Tensor, names: dict[str, Tensor]) -> dict:
         rows = []
         for kind, classifier in names.items():
-            picked, own = metrics.labels(self.pairs, world.NAMES[kind])
+            picked, own = labels(self.pairs, world.NAMES[kind])
             right = (images[picked] @ classifier.T).argmax(1) == own
             rows += [
                 {"kind": kind, "name": name, "accuracy": right[own == i].float().mean().item()}
@@ -89,11 +95,11 @@ class Report:
 
     def embed(self, part: str, layers: Sequence[str]) -> Tensor:
         if len(layers) > 1:
-            return metrics.embed_images(self.clip, self.pixels[part])
+            return embed_images(self.clip, self.pixels[part])
         blocks = blocks_before(self.clip, layers[0])
         replay = self.replays.setdefault((part, len(blocks)), Replay(blocks))
         with replay.play() if replay.outputs else replay.record():
-            return metrics.embed_images(self.clip, self.pixels[part])
+            return embed_images(self.clip, self.pixels[part])
 
     @torch.no_grad()
     def row(self, deltas: Deltas) -> dict:
@@ -107,7 +113,7 @@ class Report:
                 {part: self.embed(part, edit.layers) for part in self.pixels} if "vision" in towers else self.images
             )
             names = self.classifiers() if "text" in towers else self.names
-        gone = metrics.lost(self.before, self.scores(images["rest"], names), self.name)
+        gone = evaluation.drop(self.before, self.scores(images["rest"], names), self.name)
         length, size = (math.sqrt(sum(x * x for x in column)) for column in zip(*lengths, strict=True))
         return {
             "left": round(self.hits(images["own"], names), 4), **{f"lost_{k}": round(v, 3) for k, v in gone.items()},
@@ -115,33 +121,36 @@ class Report:
         }  # fmt: skip
 
 
-def both_gradients(
-    clip: slug.Clip, forget: slug.Pairs | None, retain: slug.Pairs | None, batch: int | None = None
-) -> tuple[Deltas, Deltas, float]:
-    """The tensors of both gradients and the retain loss; the library's own passes, but the second gradient is kept."""
-    names = [n for n, w in clip.weights().items() if clip.tower(n) and slug.editable(n, w)]
-    with room.only_gradients_of(clip, names) as weights:
-        g_f: Deltas = {}
-        if forget is not None:
-            room._forget_backward(clip, forget, 128, lambda: None)
-            g_f = room._collect(weights, {})
-        if retain is None:
-            return g_f, {}, 0.0
-        loss = sum(
-            room._retain_backward(clip, retain[rows], len(retain[rows]) / len(retain), 128, lambda: None)
-            for rows in room._batches(len(retain), batch or len(retain))
-        )
-        return g_f, room._collect(weights, {}), loss
+def retain_gradient(clip: slug.Clip, retain: slug.Pairs, batch: int | None = None) -> tuple[Deltas, float]:
+    """The retain gradient, of which `one_shot_gradients` keeps the statistics alone, and the loss; in its batches."""
+    loss, scale = 0.0, clip.logit_scale().detach()
+    with only_gradients_of(clip, chosen_layers(clip, slug.editable)) as weights:
+        for chunk in contrastive_batches(len(retain), batch):
+            some = retain[chunk]
+
+            def embed(rows: slice, some: slug.Pairs = some) -> tuple[Tensor, Tensor]:
+                part = some[rows]
+                return clip.image_features(clip.pixels(part)), clip.text_features(clip.tokens(part.captions))
+
+            def part(images: Tensor, texts: Tensor, share: float = len(some) / len(retain)) -> Tensor:
+                return share * slug.retain_loss(images, texts, scale)
+
+            loss += cached_backward(embed, part, len(some), 128, lambda: None)
+        return {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in weights.items()}, loss
 
 
 class Together:
-    """All layers as one long weight, for `search_step` to walk in: both the model it is given and the score it asks.
+    """All layers as one long weight, for `search_step` to walk in: the model it is given, as far as it looks.
 
     begin: the search begins at this part of where that of a single layer does (it begins at a tenth of the weight).
     """
 
-    def __init__(self, clip: slug.Clip, scorer: metrics.Scorer, layers: Sequence[str], begin: float) -> None:
-        self.scorer, self.layers = scorer, {layer: clip.weights()[layer] for layer in layers}
+    def __init__(self, clip: slug.Clip, validation: slug.Validation, layers: Sequence[str], begin: float) -> None:
+        self.clip, self.layers = clip, {layer: clip.weights()[layer] for layer in layers}
+        kind, shown = world.kind_of(validation.forget), validation.pairs.concepts or ()
+        own = validation.pairs[[k for k, concept in enumerate(shown) if validation.forget in concept]]
+        names, templates = ({kind: some[kind]} for some in (validation.names, validation.templates))
+        self.validation = replace(validation, pairs=own, names=names, templates=templates)
         self.original = self.join({layer: weight.detach() for layer, weight in self.layers.items()})
         self.vector = self.original * begin  # what the search sees; only what it adds to it matters
         self.start = self.vector.clone()
@@ -161,31 +170,29 @@ class Together:
         for layer, part in self.split(self.original + (self.vector - self.start)).items():
             self.layers[layer].copy_(part)
 
-    def forgetting(self) -> dict[str, float]:
+    def score(self) -> dict[str, float]:
+        """Is the concept still known? What the rest keeps is not asked."""
         self.put()
-        return self.scorer.forgetting(self.scorer.embed("forget"), self.scorer.embed(self.scorer.kind))
+        return self.validation(self.clip)
 
-    def retaining(self) -> dict[str, float]:
-        self.put()
-        return self.scorer.retaining(self.scorer.embed("rest"), {k: self.scorer.embed(k) for k in world.NAMES})
-
-    def search(self, direction: Deltas, clearance: float) -> tuple[Deltas | None, int]:
+    def search(self, direction: Deltas, search: slug.StepSearch) -> tuple[Deltas | None, int]:
         """The deltas of the shortest common step along `direction` that forgets, None if none does, and the tries."""
         joined = self.join(direction)
         try:
-            found = search_step(self, "all", joined, self, evaluations=EVALUATIONS, rule="margin", clearance=clearance)
+            found = search_step(self, "all", joined, Together.score, search)
         finally:
             self.put()
         return (None if found.step is None else self.split(make_delta(joined, found.step))), len(found.trace)
 
 
-def either(search: Callable[[float], tuple]) -> tuple:
-    """As `unlearn` does: where the whole clearance is out of reach, half of it is asked for."""
-    first, tries = search(CLEARANCE)
+def either(search: Callable[[slug.StepSearch], tuple]) -> tuple:
+    """As `unlearn` does: where the whole margin is out of reach, half of it is asked for."""
+    first, tries = search(SEARCH)
     if first is not None:
-        return first, tries, CLEARANCE
-    second, more = search(CLEARANCE / 2)
-    return second, tries + more, CLEARANCE / 2
+        return first, tries, SEARCH.margin
+    half = replace(SEARCH, margin=SEARCH.margin / 2)
+    second, more = search(half)
+    return second, tries + more, half.margin
 
 
 class Concept:
@@ -194,22 +201,16 @@ class Concept:
     def __init__(self, clip: slug.Clip, name: str, report: Report) -> None:
         self.clip, self.name, self.report = clip, name, report
         report.of(name)
-        (task,), self.retain = method._tasks(clip, name, None, None, 48, 512, SEED)
-        self.forget, self.scorer = task.forget, task.validate.prepare(clip)
-        self.g_f, self.g_r, _ = both_gradients(clip, self.forget, self.retain)
-        self.stats = room.layer_stats(clip, self.g_f, self.g_r)
-        self.enough = self.scorer.retaining()["retain_accuracy"] - TOLERANCE
-        self.shared: dict = {}  # layers of one block share what comes before it
+        asked = task(name, seed=SEED)
+        self.forget, self.retain, self.scorer = asked.forget, asked.retain, scorer_of(asked.validate, clip)
+        (self.g_f,), (self.g_r, _) = forget_gradients(clip, [self.forget]), retain_gradient(clip, self.retain)
+        self.stats = layer_stats(clip, self.g_f, self.g_r)
+        self.enough = self.scorer.retaining()["retain_accuracy"] - SEARCH.max_accuracy_drop
         self.about = {"name": name, "kind": report.kind}
 
-    def search(self, layer: str, gradient: Tensor) -> tuple[Search | None, int, float]:
-        def once(clearance: float) -> tuple[Search | None, int]:
-            score = self.scorer.of_layer(layer)
-            key = (score.vision, len(blocks_before(self.clip, layer)))
-            score.replays = self.shared.setdefault(key, score.replays)
-            found = search_step(
-                self.clip, layer, gradient, score, evaluations=EVALUATIONS, rule="margin", clearance=clearance
-            )
+    def search(self, layer: str, gradient: Tensor) -> tuple[Found | None, int, float]:
+        def once(search: slug.StepSearch) -> tuple[Found | None, int]:
+            found = search_step(self.clip, layer, gradient, self.scorer, search)
             return (found if found.step is not None else None), len(found.trace)
 
         return either(once)
@@ -233,16 +234,16 @@ class Concept:
     def delta(self, layer: str) -> Tensor:
         return make_delta(self.g_f[layer], self.found[layer][0].step)
 
-    def choose(self, stats: pd.DataFrame, fronts: int = FRONTS) -> tuple[str | None, int]:
+    def choose(self, stats: pd.DataFrame, fronts: int = SEARCH.fronts) -> tuple[str | None, int]:
         """The layer that `unlearn` takes with these statistics, and how many layers it tries."""
         tried: list[str] = []
         layer = None
-        for asked in (CLEARANCE, CLEARANCE / 2):
+        for asked in (SEARCH.margin, SEARCH.margin / 2):
             tried = []
-            for front in method._peel(stats, "alignment", fronts):
+            for front in slug.pareto_fronts(stats, fronts, by=SEARCH.measure):
                 tried += front
                 able = {n: self.found[n][0] for n in tried if self.found[n][0] and self.found[n][2] == asked}
-                layer = method.best_layer(able)
+                layer = next(iter(by_preference(able)), None)
                 if layer is not None and able[layer].score["retain_accuracy"] >= self.enough:
                     break
             if layer is not None:
@@ -270,14 +271,14 @@ class Concept:
             "text_relative": (towers["text"], 1 / 16), "harmless_relative": ({n: unit[n] for n in harmless}, 1 / 16),
         }  # fmt: skip
         for way, (direction, begin) in ways.items():
-            together = Together(self.clip, self.scorer, [n for n in direction if n in unit], begin)
+            together = Together(self.clip, self.scorer.validation, [n for n in direction if n in unit], begin)
             deltas, tries, asked = either(partial(together.search, direction))
             rows.append(self.arm(way, deltas, tries, asked=asked, layers=len(together.layers)))
         return rows
 
     def harmless(self) -> list[str]:
-        """Layers that forget with the whole clearance and keep what `unlearn` asks for, on validation pictures."""
-        able = {n: search for n, (search, _, asked) in self.found.items() if search and asked == CLEARANCE}
+        """Layers that forget with the whole margin and keep what `unlearn` asks for, on validation pictures."""
+        able = {n: search for n, (search, _, asked) in self.found.items() if search and asked == SEARCH.margin}
         return [n for n, search in able.items() if search.score["retain_accuracy"] >= self.enough]
 
     def arms(self) -> list[dict]:
@@ -297,14 +298,14 @@ class Concept:
         most = str(self.stats["importance"].idxmax())
         for way, where in (("projected", layer), ("projected_important", most)):
             g_f, g_r = self.g_f[where], self.g_r[where]
-            searched(way, where, g_f - room.inner(g_f, g_r) / room.inner(g_r, g_r) * g_r)
+            searched(way, where, g_f - inner(g_f, g_r) / inner(g_r, g_r) * g_r)
         g_f, length = self.g_f[layer], self.delta(layer).float().norm()
         for seed in range(RANDOM):
             noise = torch.randn(g_f.shape, generator=torch.Generator().manual_seed(seed))
             rows.append(self.arm("random_same", {layer: make_delta(noise, (length / noise.norm()).item())}, 0, seed))
             searched("random_search", layer, noise * (g_f.norm() / noise.norm()), seed)
         foreign = slug.Pairs(self.forget.images, self.retain.captions[: len(self.forget)])
-        wrong, _, _ = both_gradients(self.clip, foreign, None)
+        (wrong,) = forget_gradients(self.clip, [foreign])
         searched("foreign_captions", layer, wrong[layer])
         rows.append(
             self.arm("foreign_same", {layer: make_delta(wrong[layer], (length / wrong[layer].norm()).item())}, 0)
@@ -329,14 +330,13 @@ class Concept:
         for seed in RETAIN_SEEDS:
             pairs = world.retain([self.name], max(SIZES), seed)
             for size, batch in [(n, n) for n in SIZES] + [(max(SIZES), SMALL)]:
-                _, g_r, loss = both_gradients(self.clip, None, pairs[:size], batch)
-                stats = room.layer_stats(self.clip, self.g_f, g_r)
+                g_r, loss = retain_gradient(self.clip, pairs[:size], batch)
+                stats = layer_stats(self.clip, self.g_f, g_r)
                 front = set(slug.pareto_front(stats))
                 layer, tried = self.choose(stats)
                 single, _ = self.choose(stats, fronts=1)
                 product, mine, theirs = (
-                    sum(room.inner(a[n], b[n]) for n in g_r)
-                    for a, b in ((g_r, self.g_r), (g_r, g_r), (self.g_r, self.g_r))
+                    sum(inner(a[n], b[n]) for n in g_r) for a, b in ((g_r, self.g_r), (g_r, g_r), (self.g_r, self.g_r))
                 )
                 rows.append({
                     "part": "retain", **self.about, "seed": seed, "pairs": size, "batch": batch,
@@ -379,4 +379,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with silent():
+        main()

@@ -13,8 +13,6 @@ search has seen, what every kind of the others lost, and the edit's own numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -22,16 +20,19 @@ import pandas as pd
 import torch
 
 import slug_lite as slug
-from slug_lite import metrics
-from slug_lite.results import save_results
+from slug_lite.algorithm import best_edit, candidate_fronts
+from slug_lite.book.results import save_results
+from slug_lite.runtime.progress import silent
+from slug_lite.runtime.zero_shot import embed_images, labels
+from slug_lite.validation import scorer_of
+from slug_lite.world import evaluation
+from slug_lite.world.tasks import task
 
-method = import_module("slug_lite.unlearn")  # the module; the package's name of the same spelling is its function
 SEED, PICTURES, FRESH = 0, 48, 1000
-DEFAULTS = {"evaluations": 10, "rule": "margin", "clearance": 4.0, "progress": False}
 WAYS = {
-    "alignment": {"select": "alignment", "fronts": 3, "rule": "margin"},
-    "cosine": {"select": "cosine", "fronts": 3, "rule": "margin"},
-    "paper": {"select": "alignment", "fronts": 1, "rule": "paper"},
+    "alignment": slug.StepSearch(),
+    "cosine": slug.StepSearch(measure="cosine"),
+    "paper": slug.StepSearch(rule="top1", fronts=1),
 }
 world = slug.toonworld
 
@@ -40,16 +41,16 @@ class Report:
     """`slug.evaluate(clip)` on one set of pictures, drawn once for all concepts."""
 
     def __init__(self, clip: slug.Clip) -> None:
-        self.clip, self.pairs = clip, world.everything(12, SEED + FRESH, "test")
+        self.clip, self.pairs = clip, world.evaluation_pairs(12, SEED + FRESH, "test")
         self.pixels = clip.pixels(self.pairs)
-        self.features = metrics.embed_images(clip, self.pixels)
+        self.features = embed_images(clip, self.pixels)
         self.before = self(self.features)
 
     @torch.no_grad()
     def __call__(self, features: torch.Tensor) -> dict:
         rows = []
         for kind, names in world.NAMES.items():
-            picked, own = metrics.labels(self.pairs, names)
+            picked, own = labels(self.pairs, names)
             classifier = slug.zero_shot_classifier(self.clip, names, world.templates(kind, "test"))
             right = (features[picked] @ classifier.T).argmax(1) == own
             rows += [
@@ -62,41 +63,22 @@ class Report:
         """What an edit leaves of the names, and what it costs the others."""
         of_text = all(self.clip.tower(layer) == "text" for layer in edit.layers)
         with edit.on(self.clip):
-            hits = [metrics.recognised(self.clip, name, n=PICTURES, seed=SEED + FRESH) for name in names]
-            after = self(self.features if of_text else metrics.embed_images(self.clip, self.pixels))
-        lost = metrics.lost(self.before, after, names)
+            hits = [evaluation.recognised(self.clip, name, n=PICTURES, seed=SEED + FRESH) for name in names]
+            after = self(self.features if of_text else embed_images(self.clip, self.pixels))
+        lost = evaluation.drop(self.before, after, names)
         left = [round(h.float().mean().item(), 4) for h in hits]
         return {"left": left[0] if len(names) == 1 else left} | {f"lost_{k}": round(v, 3) for k, v in lost.items()}
 
 
-def remembering(search: Callable) -> Callable:
-    """`search_layers` that looks a layer up where it was searched before, for another way, by the same rule."""
-    known: dict[tuple, object] = {}
-
-    def searched(clip: slug.Clip, gradients: slug.Gradients, layers: list[str], validate: object, **how) -> dict:
-        keys = {layer: (layer, how["rule"], how["clearance"]) for layer in layers}
-        new = [layer for layer in layers if keys[layer] not in known]
-        known.update({keys[n]: found for n, found in search(clip, gradients, new, validate, **how).items()})
-        return {layer: known[keys[layer]] for layer in layers}
-
-    return searched
-
-
-SEARCH = method.search_layers
-
-
 def forget(clip: slug.Clip, name: str, report: Report) -> list[dict]:
     """The rows of one concept, one a way."""
-    tasks, retain = method._tasks(clip, name, None, None, 48, 512, SEED)
-    (gradients,) = slug.one_shot_gradients(clip, [tasks[0].forget], retain, progress=False)
-    base, rows = slug.fingerprint(clip), []
-    method.search_layers = remembering(SEARCH)
-    for way, how in WAYS.items():
-        order = method._peel(gradients.stats, how["select"], how["fronts"])
-        settings = {**DEFAULTS, "rule": how["rule"]}
+    asked, rows = task(name, seed=SEED), []
+    gradients, scorer = slug.one_shot_gradients(clip, asked.forget, asked.retain), scorer_of(asked.validate, clip)
+    for way, search in WAYS.items():
         about = {"name": name, "kind": world.kind_of(name), "way": way}
         try:
-            edit = method._best_edit(clip, gradients, order, 0.005, tasks[0], base, settings)
+            fronts = candidate_fronts(search, None, gradients.stats)
+            edit = best_edit(clip, name, scorer, gradients.forget, fronts, search)
         except slug.NothingForgets as error:
             rows.append(about | {"layer": None, "evaluations": len(error.trace)})
             continue
@@ -132,4 +114,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with silent():
+        main()

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import slug_lite as slug
-from slug_lite import gradients as G
-from slug_lite.results import save_results
+from slug_lite.book.results import save_results
+from slug_lite.gradients import chosen_layers, layer_stats
+from slug_lite.runtime.progress import silent
 
 SETS, PAIRS, SIZES, MICRO = 4, 512, (8, 16, 32, 64, 128, 512), 64
 PEOPLE = ("Ada Sunfield", "Dario Lindqvist", "Maya Ivarstone")
@@ -38,8 +39,8 @@ def retain_gradients(clip: slug.Clip, retain: slug.Pairs) -> dict[int, tuple[flo
 
     Gradient caching for all sizes at once: one second pass forward, and a pass back for each size.
     """
-    names = [name for name, weight in clip.weights().items() if clip.tower(name) and slug.editable(name, weight)]
-    weights, scale, (u, v) = clip.weights(), clip.logit_scale().detach(), embed(clip, retain)
+    names, weights = chosen_layers(clip, slug.editable), clip.weights()
+    scale, (u, v) = clip.logit_scale().detach(), embed(clip, retain)
     losses, pulls = {}, {}
     for size in SIZES:
         a, b = u.clone().requires_grad_(), v.clone().requires_grad_()
@@ -70,7 +71,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def main() -> None:
     clip = slug.load_clip("mini", device="cpu")
     sets = [world.retain(PEOPLE, n=PAIRS, seed=seed) for seed in range(SETS)]
-    forget = {p: slug.one_shot_gradients(clip, world.pairs(p, n=48), sets[0][:8], progress=False) for p in PEOPLE}
+    forget = {p: slug.one_shot_gradients(clip, world.pairs(p, n=48), sets[0][:8]) for p in PEOPLE}
     found = {}
     for seed, retain in enumerate(sets):
         for size, both in retain_gradients(clip, retain).items():
@@ -87,7 +88,7 @@ def main() -> None:
             others = [cosine(mine, flat(clip, found[k, size][1], tower)) for k in range(SETS) if k != seed]
             row[f"{tower}_chance"] = round(sum(others) / len(others), 4)
         for person, grads in forget.items():
-            stats, full = (G.layer_stats(clip, grads.forget, g) for g in (gradient, whole))
+            stats, full = (layer_stats(clip, grads.forget, g) for g in (gradient, whole))
             key = person.split()[0]
             row[f"{key}_rank"] = round(stats["alignment"].rank().corr(full["alignment"].rank()), 4)
             row[f"{key}_front"] = slug.pareto_front(stats)
@@ -101,4 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with silent():
+        main()

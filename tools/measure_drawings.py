@@ -25,12 +25,12 @@ from pathlib import Path
 import numpy as np
 
 import slug_lite as slug
-from slug_lite.bystanders import DAMPING
-from slug_lite.captions import looks
-from slug_lite.diffusion import GUIDANCE
-from slug_lite.drawn import FARTHER, LONGER, PAINTED
-from slug_lite.results import save_results
+from slug_lite.book.results import save_results
+from slug_lite.diffusion.drawing import GUIDANCE
+from slug_lite.diffusion.generated import FARTHER, LONGER, MARGIN
+from slug_lite.diffusion.precondition import DAMPING
 from slug_lite.search import make_delta
+from slug_lite.world.captions import looks
 
 world = slug.toonworld
 SEED, REPORT, SEEDS = 0, 1000, 8  # of the search; of the pictures reported on, and how many of each
@@ -103,7 +103,7 @@ def ways(name: str) -> dict[str, str]:
 
 def unlearn(bench: Bench, name: str) -> tuple[slug.Edit, dict]:
     start = time.perf_counter()
-    edit = slug.unlearn(bench.clip, name, pipe=bench.pipe, seed=SEED, progress=False)
+    edit = slug.unlearn_pipeline(bench.pipe, bench.clip, name, seed=SEED)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         size = edit.save(Path(folder) / "edit.safetensors").stat().st_size
@@ -138,7 +138,7 @@ def names(bench: Bench, name: str) -> list[dict]:
     mine = np.random.default_rng([SEED, len(name), ord(name[0])])
     kinds = ["people"] * 5 + ["characters", "objects", "objects", "objects", "styles"]
     others = []
-    watched = [n for _, n in slug.DrawnValidation.of_world(bench.pipe, name, seed=SEED).others]
+    watched = [n for _, n in slug.GeneratedValidation.of_world(bench.pipe, name, seed=SEED).others]
     for kind in kinds:
         left = [n for n in world.NAMES[kind] if n not in (name, *others, *watched)]
         others.append(str(mine.choice(left)))
@@ -206,7 +206,7 @@ def main() -> None:
     bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
     key = {
         "base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "judge": _print(bench.judge.net),
-        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": PAINTED, "search": [*LONGER, FARTHER, DAMPING],
+        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": MARGIN, "search": [*LONGER, FARTHER, DAMPING],
         "guidance": GUIDANCE, "ways": [*ways(world.PEOPLE[0])],
     }  # fmt: skip
     done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 import slug_lite as slug
-from slug_lite.edit import add_delta
-from slug_lite.results import save_results
-from slug_lite.search import make_delta
-from slug_lite.unlearn import search_layers
+from slug_lite.book.results import save_results
+from slug_lite.runtime.progress import silent
+from slug_lite.runtime.stacks import add_delta
+from slug_lite.search import make_delta, search_layers
+from slug_lite.validation import Scorer, scorer_of
 
 SEED, SEEDS, HOW_MANY = 0, (0, 1, 2), {"people": 3, "characters": 2, "objects": 3, "styles": 2}
 world = slug.toonworld
@@ -35,8 +36,8 @@ def concepts() -> list[str]:
 
 
 def small(name: str, n: int = 16, every: int = 6, split: str = "val") -> slug.Validation:
-    """n pictures of the concept and one in `every` of the others that `Validation` would take."""
-    whole = slug.Validation.of_world(name, n=n, split=split, seed=SEED)
+    """n pictures of the concept and one in `every` of the others that `toonworld.validation` would take."""
+    whole = world.validation(name, n=n, split=split, seed=SEED)
     return replace(whole, pairs=whole.pairs[:n] + whole.pairs[n::every])
 
 
@@ -45,9 +46,9 @@ def significant(value: float) -> float:
 
 
 @torch.no_grad()
-def on_test(clip: slug.Clip, scorer: object, layer: str, delta: torch.Tensor) -> dict:
+def on_test(clip: slug.Clip, scorer: Scorer, layer: str, delta: torch.Tensor) -> dict:
     """Scores on test pictures with the edit on."""
-    weight, probe = clip.weights()[layer], scorer.of_layer(layer)
+    weight, probe = clip.weights()[layer], scorer.at(layer)
     original = weight.detach().clone()
     try:
         weight.copy_(add_delta(original, delta))
@@ -59,8 +60,8 @@ def on_test(clip: slug.Clip, scorer: object, layer: str, delta: torch.Tensor) ->
 
 def outcomes(clip: slug.Clip, name: str, gradients: slug.Gradients) -> dict[str, dict]:
     """For each layer of the model: how far to go in it, and what that does."""
-    found = search_layers(clip, gradients, list(gradients.stats.index), small(name), progress=False)
-    scorer, out = small(name, n=24, every=3, split="test").prepare(clip), {}
+    found = search_layers(clip, gradients.forget, list(gradients.stats.index), small(name))
+    scorer, out = scorer_of(small(name, n=24, every=3, split="test"), clip), {}
     for layer, search in found.items():
         out[layer] = {"relative": None}
         if search.step is None:
@@ -78,7 +79,7 @@ def main() -> None:
     for seed in SEEDS:
         retain = world.retain(names, seed=seed)
         sets = [world.pairs(name, seed=seed) for name in names]
-        for name, gradients in zip(names, slug.one_shot_gradients(clip, sets, retain, progress=False), strict=True):
+        for name, gradients in zip(names, slug.one_shot_gradients(clip, sets, retain), strict=True):
             effect = outcomes(clip, name, gradients) if seed == SEED else {}
             for layer, row in gradients.stats.iterrows():
                 numbers = {key: significant(row[key]) for key in ("importance", "cosine")}
@@ -88,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with silent():
+        main()

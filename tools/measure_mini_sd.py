@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 import slug_lite as slug
-from slug_lite import pretrain_diffusion as diffusion
-from slug_lite.diffusion import GUIDANCE
-from slug_lite.judge import load_judge
-from slug_lite.pretrain_pipeline import sample
+from slug_lite.diffusion.drawing import GUIDANCE
+from slug_lite.pretrain.autoencoder import psnr, signed
+from slug_lite.pretrain.pipeline import sample
+from slug_lite.pretrain.unet import hidden_states
 
 world = slug.toonworld
 
@@ -35,7 +35,7 @@ def sheet(rows: list[np.ndarray], file: Path, zoom: int = 2) -> None:
 
 @torch.no_grad()
 def redraw(vae: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    y = vae.decode(vae.encode(diffusion.signed(images)).latent_dist.mean).sample.clamp(-1, 1)
+    y = vae.decode(vae.encode(signed(images)).latent_dist.mean).sample.clamp(-1, 1)
     return ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
@@ -74,17 +74,17 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(given.folder / "vae", torch_dtype=torch.float32).eval()
     held_out = world.retain(n=256, seed=2, split="test").images
     measured: dict = {"weights": digests(given.folder, given.judge), "least": {}}
-    measured["psnr"] = round(diffusion.psnr(vae, held_out), 2)
+    measured["psnr"] = round(psnr(vae, held_out), 2)
     print(f"autoencoder: {measured['psnr']} dB on held-out renderings", flush=True)
     sheet([f(held_out[i : i + 16]) for i in (0, 16, 32) for f in (np.asarray, lambda x: redraw(vae, x))],
           given.folder / "redrawn.png")  # fmt: skip
     if not (given.folder / "unet" / "diffusion_pytorch_model.safetensors").exists():
         return
     unet = UNet2DConditionModel.from_pretrained(given.folder / "unet", torch_dtype=torch.float32).eval()
-    clip, judge, rows = slug.load_clip("mini", device="cpu"), load_judge(given.judge), []
-    nothing = diffusion.hidden_states(clip, [""])
+    clip, judge, rows = slug.load_clip("mini", device="cpu"), slug.load_judge(given.judge), []
+    nothing = hidden_states(clip, [""])
     for kind, asked in prompts().items():
-        states, right, start = diffusion.hidden_states(clip, [p for p, _ in asked]), [], time.monotonic()
+        states, right, start = hidden_states(clip, [p for p, _ in asked]), [], time.monotonic()
         for seed in range(given.seeds):
             drawn = sample(unet, vae, states, nothing, seed, given.guidance, given.steps)
             found = judge(drawn)

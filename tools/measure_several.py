@@ -5,8 +5,8 @@ python tools/measure_several.py           seed 0; twenty-five minutes on two cor
 Rows, told apart by "part":
 
     single   one concept alone
-    set      several, in these ways: "together", `unlearn` with a list of names, whose steps keep off all that stays;
-             "half", the same with only every second of those known; "plain", with none of them known, the paper's way;
+    set      several, in these ways: "together", `unlearn_several`, which protects all other names;
+             "half", the same, but only every second of them protected; "plain", none of them, the paper's way;
              "one layer", as together, but all in one layer; "merged", edits found one by one on the untouched model,
              added; "in turn", each found on the model that the earlier ones have changed
     touch    what the edit of one person in a given layer does to each of the others, and what gradients say of it
@@ -29,10 +29,14 @@ import torch
 from measure_concepts import FRESH, PICTURES, SEED, Report
 
 import slug_lite as slug
-from slug_lite import metrics
+from slug_lite.book.one_layer import forget_in_layer
+from slug_lite.book.results import save_results
 from slug_lite.gradients import forget_gradients
-from slug_lite.results import save_results
-from slug_lite.several import forget_in_layer, gram, keep_off
+from slug_lite.runtime.linear import gram, project_out
+from slug_lite.runtime.progress import silent
+from slug_lite.runtime.zero_shot import embed_images
+from slug_lite.world import evaluation
+from slug_lite.world.tasks import PROTECT
 
 world = slug.toonworld
 SIZES = {0: (2, 3, 5, 10), 1: (5, 10), 2: (5,)}  # draw -> how many people; smaller sets are part of larger
@@ -59,11 +63,11 @@ class Bench:
     def __init__(self) -> None:
         self.clip = slug.load_clip("mini", device="cpu")
         self.report = Report(self.clip)
-        self.single = cache(lambda name: slug.unlearn(self.clip, name, seed=SEED, progress=False))
+        self.single = cache(lambda name: slug.unlearn(self.clip, name, seed=SEED))
         self.length = sum(w.detach().double().square().sum() for w in self.clip.weights().values()).sqrt().item()
 
     def together(self, names: list[str]) -> slug.Edit:
-        return slug.unlearn(self.clip, names, seed=SEED, progress=False)
+        return slug.unlearn_several(self.clip, names, seed=SEED)
 
     def merged(self, names: list[str]) -> slug.Edit:
         return slug.merge([self.single(name) for name in names])
@@ -73,20 +77,20 @@ class Bench:
         edits: list[slug.Edit] = []
         for k, name in enumerate(names):
             retain = world.retain(names[: k + 1], 512, SEED)
-            validate = slug.Validation.of_world(name, seed=SEED, without=names[:k])
+            validate = world.validation(name, seed=SEED, without=names[:k])
             with slug.merge(edits).on(self.clip) if edits else nullcontext():
-                edits.append(slug.unlearn(self.clip, name, retain, validate=validate, seed=SEED, progress=False))
+                edits.append(slug.unlearn(self.clip, name, retain, validate=validate, seed=SEED))
         return slug.merge(edits)
 
     def plain(self, names: list[str]) -> slug.Edit:
-        return slug.unlearn(self.clip, names, spare=(), seed=SEED, progress=False)
+        return slug.unlearn_several(self.clip, names, protect=(), seed=SEED)
 
     def half(self, names: list[str]) -> slug.Edit:
-        """Of the names that stay, the first, third, ... are known."""
-        return slug.unlearn(self.clip, names, spare=world.others(names, 16, SEED)[::2], seed=SEED, progress=False)
+        """Of the names that stay, the first, third, ... are protected."""
+        return slug.unlearn_several(self.clip, names, protect=world.others(names, PROTECT, SEED)[::2], seed=SEED)
 
     def half_row(self, names: list[str]) -> dict:
-        """The row of "half", with what was lost by the people known to it and by those who were not."""
+        """The row of "half", with what was lost by the people it protects, "known" to it, and by the others."""
         edits: list[slug.Edit] = []
 
         def find(names: list[str]) -> slug.Edit:
@@ -96,17 +100,16 @@ class Bench:
         row, staying = self.row(find, names), [name for some in world.NAMES.values() for name in some]
         staying = [name for name in staying if name not in names]
         with edits[0].on(self.clip):
-            after = self.report(metrics.embed_images(self.clip, self.report.pixels))
+            after = self.report(embed_images(self.clip, self.report.pixels))
         for label, others in (("known", staying[1::2]), ("unknown", staying[::2])):
-            row[f"lost_{label}"] = round(metrics.lost(self.report.before, after, [*names, *others])["people"], 3)
+            row[f"lost_{label}"] = round(evaluation.drop(self.report.before, after, [*names, *others])["people"], 3)
         return row
 
     def one_layer(self, names: list[str]) -> slug.Edit:
-        at = {"layers": lambda name, weight: name == LAYERS[1], "progress": False}
-        own = forget_gradients(self.clip, [world.pairs(name, 48, SEED) for name in names], **at)
-        stay = forget_gradients(self.clip, world.others(names, 16, SEED), **at)
-        rests = keep_off([one[LAYERS[1]] for one in own], [one[LAYERS[1]] for one in stay])
-        validations = {n: slug.Validation.of_world(n, seed=SEED, without=[o for o in names if o != n]) for n in names}
+        sets = [[world.pairs(name, seed=SEED) for name in names], world.others(names, PROTECT, SEED)]
+        own, stay = (forget_gradients(self.clip, some, layers=lambda name, _: name == LAYERS[1]) for some in sets)
+        rests = project_out([one[LAYERS[1]] for one in own], [one[LAYERS[1]] for one in stay])
+        validations = {n: world.validation(n, seed=SEED, without=[o for o in names if o != n]) for n in names}
         directions = dict(zip(names, rests, strict=True))
         return slug.merge(list(forget_in_layer(self.clip, LAYERS[1], directions, validations).values()))
 
@@ -143,11 +146,11 @@ class Touch:
     def __init__(self, bench: Bench, people: list[str], layers: list[str]) -> None:
         self.clip, self.people, self.layers = bench.clip, people, layers
         sets = [world.pairs(name, 48, SEED) for name in people]
-        self.gradients = slug.one_shot_gradients(self.clip, sets, world.retain(people, 64, SEED), progress=False)
+        self.gradients = slug.one_shot_gradients(self.clip, sets, world.retain(people, 64, SEED))
         self.pixels = [self.clip.pixels(world.pairs(name, 24, SEED + FRESH, "test")) for name in people]
         self.edits = {}
         for name, gradient in zip(people, self.gradients, strict=True):
-            scored = {name: slug.Validation.of_world(name, seed=SEED)}
+            scored = {name: world.validation(name, seed=SEED)}
             for layer in layers:
                 found = forget_in_layer(self.clip, layer, {name: gradient.forget[layer]}, scored, rounds=1)
                 self.edits[name, layer] = found[name]
@@ -158,7 +161,7 @@ class Touch:
         """Cosines of people's test pictures with the names of all: (people, pictures, names)."""
         classifier = slug.zero_shot_classifier(self.clip, world.PEOPLE, world.templates("people", "test"))
         pixels = torch.cat([self.pixels[self.people.index(name)] for name in names])
-        return (metrics.embed_images(self.clip, pixels) @ classifier.T).unflatten(0, (len(names), -1))
+        return (embed_images(self.clip, pixels) @ classifier.T).unflatten(0, (len(names), -1))
 
     def state(self, names: list[str]) -> dict[str, torch.Tensor]:
         """For each person, over their pictures: cosine with their own name, margin in logits, accuracy; (people,)."""
@@ -269,4 +272,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with silent():
+        main()

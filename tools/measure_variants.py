@@ -16,40 +16,47 @@ from __future__ import annotations
 
 import json
 import time
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 
+import pandas as pd
+from measure_concepts import FRESH, PICTURES, Report
+from torch import Tensor
+
 import slug_lite as slug
-from slug_lite import variants
-from slug_lite.gradients import Gradients, layer_stats
-from slug_lite.results import save_results
-from slug_lite.search import Search, make_delta
+from slug_lite.book import variants
+from slug_lite.book.results import save_results
+from slug_lite.gradients import layer_stats
+from slug_lite.runtime.progress import silent
+from slug_lite.search import Found, by_preference, make_delta, search_layers
+from slug_lite.validation import Scorer, scorer_of
+from slug_lite.world.tasks import task
 
-from measure_concepts import FRESH, PICTURES, Report  # isort: skip
-
-method = import_module("slug_lite.unlearn")  # the module; the package's name of the same spelling is its function
 SEED = 0
 CONCEPTS = ("Ada Sunfield", "Dario Lindqvist", "Zorbo", "cat", "Clay")
 world = slug.toonworld
 
 
-def ways(clip: slug.Clip, forget: slug.Pairs, retain: slug.Pairs, name: str) -> dict[str, Gradients]:
-    """The gradients of each way, with the table of the layers."""
+def ways(
+    clip: slug.Clip, forget: slug.Pairs, retain: slug.Pairs, name: str
+) -> dict[str, tuple[pd.DataFrame, dict[str, Tensor]]]:
+    """The table of the layers and the forget gradients of each way."""
     pairs = {
         "script": variants.as_the_script(clip, forget, retain),
         "notebook": variants.as_the_notebook(clip, forget, retain, name),
     }
-    out = {way: Gradients(layer_stats(clip, f, r), f, float("nan"), float("nan")) for way, (f, r) in pairs.items()}
-    return out | {"whole": slug.one_shot_gradients(clip, forget, retain, progress=False)}
+    whole = slug.one_shot_gradients(clip, forget, retain)
+    out = {way: (layer_stats(clip, f, r), f) for way, (f, r) in pairs.items()}
+    return out | {"whole": (whole.stats, whole.forget)}
 
 
-def search(clip: slug.Clip, gradients: Gradients, sign: int, front: list[str], task: method.Task) -> dict[str, Search]:
-    """The step search in every layer of the front, along sign * gradient; half the clearance where none reaches it."""
-    turned = Gradients(gradients.stats, {n: sign * gradients.forget[n] for n in front}, float("nan"), float("nan"))
-    for clearance in (4.0, 2.0):
-        found = method.search_layers(clip, turned, front, task.validate, clearance=clearance, progress=False)
-        if method.best_layer(found):
+def search(clip: slug.Clip, directions: dict[str, Tensor], front: list[str], scorer: Scorer) -> dict[str, Found]:
+    """The step search in every layer of the front; half the standardized margin where none reaches it."""
+    whole = slug.StepSearch()
+    for margin in (whole.margin, whole.margin / 2):
+        found = search_layers(clip, directions, front, scorer, replace(whole, margin=margin))
+        if by_preference(found):
             break
     return found
 
@@ -61,28 +68,28 @@ def deepest(front: list[str], tower: str, clip: slug.Clip) -> str | None:
 
 
 def measure(clip: slug.Clip, name: str, report: Report) -> list[dict]:
-    tasks, retain = method._tasks(clip, name, None, None, 48, 512, SEED)
-    base, rows = slug.fingerprint(clip), []
-    taken = ways(clip, tasks[0].forget, retain, name)
-    fronts = {way: slug.pareto_front(g.stats) for way, g in taken.items()}
-    for way, gradients in taken.items():
+    asked, base, rows = task(name, seed=SEED), slug.fingerprint(clip), []
+    taken, scorer = ways(clip, asked.forget, asked.retain, name), scorer_of(asked.validate, clip)
+    fronts = {way: slug.pareto_front(stats) for way, (stats, _) in taken.items()}
+    for way, (stats, forget) in taken.items():
         for sign in (1, -1):
             start = time.perf_counter()
-            found = search(clip, gradients, sign, fronts[way], tasks[0])
-            chosen = {"best": method.best_layer(found)}
+            directions = {layer: sign * forget[layer] for layer in fronts[way]}
+            found = search(clip, directions, fronts[way], scorer)
+            chosen = {"best": next(iter(by_preference(found)), None)}
             if way == "whole" and sign == 1:
                 chosen |= {f"deepest, {t}": deepest(fronts[way], t, clip) for t in ("vision", "text")}
             for choice, layer in chosen.items():
                 row = {
                     "name": name, "kind": world.kind_of(name), "way": way, "sign": sign, "choice": choice,
                     "front": len(fronts[way]), "common": len(set(fronts[way]) & set(fronts["whole"])),
-                    "cosine": round(float(gradients.stats.cosine.median()), 4),
+                    "cosine": round(float(stats.cosine.median()), 4),
                     "able": sum(one.step is not None for one in found.values()),
                     "evaluations": sum(len(one.trace) for one in found.values()), "layer": layer,
                 }  # fmt: skip
                 if layer is not None and found[layer].step is not None:
                     step = float(found[layer].step)
-                    delta = make_delta(sign * gradients.forget[layer], step)
+                    delta = make_delta(directions[layer], step)
                     edit = slug.Edit({layer: delta}, {layer: step}, name, base)
                     size = clip.weights()[layer].norm()
                     row |= {"step": round(step, 5), "relative": round((delta.float().norm() / size).item(), 4)}
@@ -111,4 +118,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with silent():
+        main()

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import slug_lite as slug
-from slug_lite import pretrain
 from slug_lite.models import SHIPPED
+from slug_lite.pretrain.loop import read_log
 
 ASSETS = Path(__file__).parents[1] / "slug_lite" / "assets"
 CARD = """# Mini CLIP{without}
@@ -23,7 +23,7 @@ licences (see `../world/ATTRIBUTION.md`), with captions that name, describe, or 
 ## Training
 
 CLIP's contrastive loss, {steps:,} steps of up to {batch} pairs, AdamW (learning rate {lr:g}, weight decay {weight_decay:g}), half of the patches dropped in all but the last {whole:.0%} of the steps, seed {seed};
-torch {torch}, open_clip {open_clip}, on two CPU cores or fewer, {minutes:.0f} minutes. The whole recipe is in `training.json`, the log in `train_log.jsonl`, the code in `slug_lite/pretrain.py`.
+torch {torch}, open_clip {open_clip}, on two CPU cores or fewer, {minutes:.0f} minutes. The whole recipe is in `training.json`, the log in `train_log.jsonl`, the code in `slug_lite/pretrain/clip.py`.
 
 ## Accuracy
 
@@ -69,7 +69,7 @@ def card(name: str) -> str:
         batch=training["people"] + training["characters"] + training["cells"],
         millions=sum(p.numel() for n, p in clip.weights().items() if n != "token_embedding.weight") / 1e6,
         unseen=len(world.UNSEEN), cells=len(world.OBJECTS) * len(world.STYLES), table=table, size=clip.image_size,
-        minutes=max(row["seconds"] for row in pretrain.read_log(folder)) / 60,
+        minutes=max(row["seconds"] for row in read_log(folder)) / 60,
         pictures=int(test["per_concept"].query("kind != 'styles' and name not in @gone")["pictures"].sum()),
     )  # fmt: skip
 

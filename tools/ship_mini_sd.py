@@ -19,9 +19,10 @@ from measure_mini_sd import digests
 from safetensors.torch import load_file
 
 import slug_lite as slug
-from slug_lite import pretrain_diffusion as diffusion
-from slug_lite.pretrain import read_log
-from slug_lite.pretrain_pipeline import save_pipeline
+from slug_lite.pretrain.autoencoder import SIZE, VaeRecipe
+from slug_lite.pretrain.loop import read_log
+from slug_lite.pretrain.pipeline import save_pipeline
+from slug_lite.pretrain.unet import UnetRecipe
 
 ASSETS = Path(__file__).parents[1] / "slug_lite" / "assets"
 CARD = """# Mini Stable Diffusion
@@ -43,7 +44,7 @@ Drawings of the mini world (`slug_lite.toonworld`, training split), all invented
 ## Training
 
 Autoencoder: {vae_steps:,} steps of {vae_batch}, error in every band of a pyramid, slight pull towards a normal distribution. UNet: {unet_steps:,} steps of {unet_batch}, v-prediction, min-SNR weights, one caption in ten left out; a running mean of
-its weights ships. The text tower stays as it is. On two CPU cores, {minutes:.0f} minutes together. Recipes and versions are in `training.json`, logs in `vae_log.jsonl` and `unet_log.jsonl`, the code in `slug_lite/pretrain_diffusion.py`.
+its weights ships. The text tower stays as it is. On two CPU cores, {minutes:.0f} minutes together. Recipes and versions are in `training.json`, logs in `vae_log.jsonl` and `unet_log.jsonl`, the code in `slug_lite/pretrain`.
 
 ## What it can do
 
@@ -67,7 +68,7 @@ A small classifier for the book *Machine Unlearning, One Layer at a Time*, loade
 It shares nothing with mini CLIP and has never seen a generated picture. {weights:.2f} million weights; float16 on disk.
 
 Trained on drawings of the mini world (see `../world/ATTRIBUTION.md`), slightly blurred, noisy or tinted; "none of these" on people who are nobody, halves and blends of two pictures, snippets, blurs, shuffled tiles
-and noise. {steps:,} steps of {batch} pictures, seed {seed}. Recipe and temperatures are in `training.json`, the log in `judge_log.jsonl`, the code in `slug_lite/pretrain_judge.py`.
+and noise. {steps:,} steps of {batch} pictures, seed {seed}. Recipe and temperatures are in `training.json`, the log in `judge_log.jsonl`, the code in `slug_lite/pretrain/judge.py`.
 
 Right answers on held-out drawings, a third of them none of these: {scores}.
 
@@ -94,14 +95,14 @@ def ship_pipeline(folder: Path, target: Path) -> None:
     for part in logs:
         shutil.copy(folder / f"{part}_log.jsonl", target)
     del measured["folder"], measured["judge"]
-    recipes = {"vae": diffusion.VaeRecipe(), "unet": diffusion.UnetRecipe(steps=logs["unet"][-1]["step"])}
+    recipes = {"vae": VaeRecipe(), "unet": UnetRecipe(steps=logs["unet"][-1]["step"])}
     versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
     training = {k: asdict(r) for k, r in recipes.items()} | {"measured": measured, "versions": versions}
     (target / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     kinds = ("people", "characters", "objects", "styles", "train cells", "unseen cells")
     world = slug.toonworld
     (target / "README.md").write_text(CARD.format(
-        size=diffusion.SIZE, vae=millions(vae), unet=millions(unet), text=millions(pipe.text_encoder),
+        size=SIZE, vae=millions(vae), unet=millions(unet), text=millions(pipe.text_encoder),
         latents=recipes["vae"].latents, unseen=len(world.UNSEEN), cells=len(world.OBJECTS) * len(world.STYLES),
         vae_steps=recipes["vae"].steps, vae_batch=recipes["vae"].batch, unet_steps=recipes["unet"].steps,
         unet_batch=recipes["unet"].batch, minutes=sum(map(taken, logs.values())), psnr=measured["psnr"], seeds=measured["seeds"],

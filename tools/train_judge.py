@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from slug_lite.pretrain_judge import train_judge
+from slug_lite.pretrain.judge import train_judge
 
 
 def main() -> None:

@@ -14,32 +14,33 @@ from pathlib import Path
 import torch
 
 import slug_lite as slug
-from slug_lite import pretrain_diffusion as diffusion
-from slug_lite.pretrain import ClipRecipe, Pool
-from slug_lite.pretrain_judge import train_judge
+from slug_lite.pretrain.autoencoder import SIZE, VaeRecipe, train_vae
+from slug_lite.pretrain.clip import ClipRecipe, Pool
+from slug_lite.pretrain.judge import train_judge
+from slug_lite.pretrain.unet import UnetRecipe, prepare, train_unet
 
 
 def train(folder: Path, steps: int) -> None:
     """All stages that are not done yet."""
     from diffusers import AutoencoderKL
 
-    recipe = diffusion.VaeRecipe()
+    recipe = VaeRecipe()
     if not (folder / "vae" / "config.json").exists():
-        diffusion.train_vae(folder, recipe)
+        train_vae(folder, recipe)
     if not (folder / "judge" / "training.json").exists():
         train_judge(folder / "judge")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
-    pool = Pool(ClipRecipe(pool=recipe.pool, seed=recipe.seed), diffusion.SIZE)
-    data = diffusion.prepare(folder, vae, slug.load_clip("mini", device="cpu"), pool)
+    pool = Pool(ClipRecipe(pool=recipe.pool, seed=recipe.seed), SIZE)
+    data = prepare(folder, vae, slug.load_clip("mini", device="cpu"), pool)
     groups = pool.groups
     del pool, vae
-    diffusion.train_unet(folder, data, groups, diffusion.UnetRecipe(steps=steps))
+    train_unet(folder, data, groups, UnetRecipe(steps=steps))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=diffusion.UnetRecipe().steps, help="of the UNet")
+    parser.add_argument("--steps", type=int, default=UnetRecipe().steps, help="of the UNet")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import open_clip
 import psutil
@@ -25,9 +26,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import slug_lite as slug
-from slug_lite.diffusion import text_encoder_from
-from slug_lite.edit import add_delta
+from slug_lite.diffusion.text_encoder import text_encoder_from
+from slug_lite.gradients import layer_stats
+from slug_lite.runtime import bracket
+from slug_lite.runtime.progress import silent
+from slug_lite.runtime.stacks import add_delta
+from slug_lite.runtime.zero_shot import embed_images
 from slug_lite.search import first_step, make_delta, search_step
+from slug_lite.validation import scorer_of
 
 world = slug.toonworld
 NAME = "Ada Sunfield"
@@ -111,7 +117,7 @@ def gradients_time(clip: slug.Clip, forget: int, retain: int, batch: int, repeat
 
 
 def one_shot(clip: slug.Clip, f: slug.Pairs, r: slug.Pairs, batch: int) -> slug.Gradients:
-    return slug.one_shot_gradients(clip, f, r, batch_size=batch, progress=False)
+    return slug.one_shot_gradients(clip, f, r, batch_size=batch)
 
 
 def gradients_memory(clip: slug.Clip, forget: int, retain: int, batch: int, what: str) -> dict:
@@ -133,7 +139,7 @@ def validation(images: int, prompts: int) -> slug.Validation:
     """The first so many pictures, a tenth of them of the concept (at most 48), and so many prompts or more, of all
     names."""
     of_concept = min(48, max(2, images // 10))
-    full = slug.Validation.of_world(NAME, n=of_concept, others=8 * max(1, images // 500))
+    full = world.validation(NAME, n=of_concept, others=8 * max(1, images // 500))
     each = max(1, -(-prompts // sum(map(len, world.NAMES.values()))))
     templates = {kind: world.templates(kind, "train")[:each] for kind in world.NAMES}
     return slug.Validation(full.pairs[:images], NAME, world.NAMES, templates)
@@ -163,20 +169,21 @@ def search(clip: slug.Clip, images: int, prompts: int) -> dict:
     Of the plain search two tries are timed and ten reckoned: they all do the same.
     """
     score, rows = validation(images, prompts), []
-    prepare = seconds(lambda: score.prepare(clip))
-    scorer = score.prepare(clip)
-    found = slug.one_shot_gradients(clip, world.pairs(NAME, n=48), world.retain([NAME], n=512), progress=False)
+    prepare = seconds(lambda: scorer_of(score, clip))
+    scorer = scorer_of(score, clip)
+    found = slug.one_shot_gradients(clip, world.pairs(NAME, n=48), world.retain([NAME], n=512))
     for layer in slug.pareto_front(found.stats):
         gradient = found.forget[layer]
         start = time.perf_counter()
-        ours = search_step(clip, layer, gradient, scorer.of_layer(layer))
+        ours = search_step(clip, layer, gradient, scorer)
         taken = time.perf_counter() - start
         steps = [k * first_step(clip.weights()[layer], gradient) for k in (1, 2)]
         plain = sum(seconds(partial(plain_try, clip, layer, make_delta(gradient, x), score)) for x in steps) / 2
-        halved = search_step(clip, layer, gradient, scorer.of_layer(layer), precision=0.0)
+        with patch.object(bracket, "PRECISION", 0.0):  # all tries are used
+            longest = search_step(clip, layer, gradient, scorer)
         rows.append({
             "layer": layer, "tower": clip.tower(layer), "ours_s": taken, "plain_s": 10 * plain,
-            "ratio": 10 * plain / taken, "tries": len(ours.trace), "step": ours.step, "plain_step": halved.step,
+            "ratio": 10 * plain / taken, "tries": len(ours.trace), "step": ours.step, "plain_step": longest.step,
         })  # fmt: skip
     return described(score) | {"prepare_s": prepare, "layers": rows}
 
@@ -190,16 +197,17 @@ def described(score: slug.Validation) -> dict:
 @torch.no_grad()
 def tries(clip: slug.Clip, images: int, prompts: int) -> dict:
     """What one try costs, plain and ours, layer by layer, and what it costs to ask once what the rest keeps."""
-    score, scorer = validation(images, prompts), None
+    score = validation(images, prompts)
     start = time.perf_counter()
-    scorer = score.prepare(clip)
+    scorer = scorer_of(score, clip)
     prepare = time.perf_counter() - start
-    rest = {"vision": seconds(lambda: scorer.embed("rest"))}
-    rest["text"] = seconds(lambda: [scorer.embed(kind) for kind in score.names])
+    rest = {"vision": seconds(lambda: embed_images(clip, scorer.pixels["rest"]))}
+    asked = [(names, score.templates[kind]) for kind, names in score.names.items()]
+    rest["text"] = seconds(lambda: [slug.zero_shot_classifier(clip, *some) for some in asked])
     zero = torch.zeros_like(clip.weights()["text_projection"])
     plain, rows = seconds(partial(plain_try, clip, "text_projection", zero, score)), []
     for layer in a_layer_each(clip):
-        ours = scorer.of_layer(layer)
+        ours = scorer.at(layer)
         first = seconds(ours.forgetting)  # runs the tower from its beginning, and keeps what comes before the layer
         again, tower = seconds(ours.forgetting), clip.tower(layer)
         times = {"first_s": first, "try_s": again, "rest_s": rest[tower], "plain_s": plain}
@@ -230,8 +238,6 @@ def plain_unlearn(
 ) -> None:  # fmt: skip
     """The plain procedure, end to end: both gradients to disk and back, the front, a deep copy and a full evaluation
     at every step of every layer of the front."""
-    from slug_lite.gradients import layer_stats
-
     with tempfile.TemporaryDirectory() as folder:
         plain_gradients(clip, forget, retain, batch, Path(folder))
         g_f, g_r = (load_file(f"{folder}/{name}.safetensors") for name in ("forget", "retain"))
@@ -266,8 +272,10 @@ def unlearn(
         plain_unlearn(clip, f, r, score, batch, tower, tries, most or None)
     else:
         with suppress(slug.NothingForgets):  # random weights know nobody; time and memory are what is asked
-            slug.unlearn(clip, f, r, validate=score, tower=tower, batch_size=batch, passes=passes, evaluations=tries,
-                         fronts=3 if tries > 1 else 1, progress=False)  # fmt: skip
+            slug.unlearn(
+                clip, f, r, validate=score, tower=tower, memory=slug.Memory(batch, passes),
+                search=slug.StepSearch(evaluations=tries, fronts=3 if tries > 1 else 1),
+            )  # fmt: skip
     return {"seconds": time.perf_counter() - start, "peak_mb": peak() - BASELINE} | sizes(clip)
 
 
@@ -277,15 +285,14 @@ def resident() -> float:
 
 
 def pipeline(clip: slug.Clip, what: str) -> dict:
-    """what="whole": find the edit for mini Stable Diffusion, pictures included. what="on": put an edit of the middle of
-    the text tower on a text encoder of its shape, and take it off again; held_mb is what it takes while it is on."""
+    """what="whole": find the edit for mini Stable Diffusion. what="on": put an edit of the middle of the text tower on
+    a text encoder of its shape, and take it off again; held_mb is what it takes while it is on."""
     if what == "whole":
         pipe = slug.load_diffusion("mini", device="cpu")
         base, start = peak(), time.perf_counter()  # diffusers is imported, the models are loaded
-        edit = slug.unlearn(clip, NAME, pipe=pipe, progress=False)
-        looks = int((edit.trace["by"] == "pictures").sum())
-        return {"seconds": time.perf_counter() - start, "looks": looks, "kilobytes": stored(edit),
-                "above_models_mb": peak() - base} | sizes(clip)  # fmt: skip
+        edit = slug.unlearn_pipeline(pipe, clip, NAME)
+        taken = {"seconds": time.perf_counter() - start, "above_models_mb": peak() - base}
+        return taken | {"kilobytes": stored(edit)} | sizes(clip)
     blocks = [n for n in clip.weights() if n.startswith("transformer.") and n.endswith("mlp.c_proj.weight")]
     layer = blocks[len(blocks) // 2]
     delta = torch.full_like(clip.weights()[layer], 1e-3, dtype=torch.float16)
@@ -312,4 +319,5 @@ CASES = {f.__name__: f for f in (gradients_time, gradients_memory, growth, searc
 if __name__ == "__main__":
     case, model, *rest = sys.argv[1:]
     options = {k: int(v) if v.isdigit() else v for k, v in (word.split("=") for word in rest)}
-    print(json.dumps({"case": case, "model": model, **options, **CASES[case](load(model), **options)}))
+    with silent():
+        print(json.dumps({"case": case, "model": model, **options, **CASES[case](load(model), **options)}))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import slug_lite
-from slug_lite.results import save_results
+from slug_lite.book.results import save_results
 
 CASES = Path(__file__).with_name("cases.py")
 L14 = "forget=4 retain=4 images=6 prompts=72 tries=1 text=1"

@@ -1,0 +1,132 @@
+"""The whole method (Cai, Tan, Asif, 2025, algorithm 1): one gradient each, a front, a step in each of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, singledispatch
+
+import pandas as pd
+from torch import Tensor
+
+from .edit import Edit
+from .gradients import Gradients, one_shot_gradients
+from .models import Clip
+from .pairs import Pairs
+from .runtime.batches import Memory
+from .runtime.checks import check_tower, nothing_forgot
+from .runtime.libraries import check_clip
+from .search import Found, StepSearch, by_preference, make_delta, search_layers
+from .selection import pareto_fronts
+from .targets import fingerprint
+from .validation import Scorer, Validate, Validation, scorer_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """One concept to forget: its sets, how to score a model, its name; protect: a set for each concept to stay."""
+
+    forget: Pairs
+    retain: Pairs
+    validate: Validate
+    concept: str
+    protect: Sequence[Pairs] = ()
+
+
+@singledispatch
+def as_task(
+    concept: object, clip: Clip, retain: Pairs | None = None, validate: Validate | None = None, seed: int = 0,
+    without: Sequence[str] = (),
+) -> Task:  # fmt: skip
+    """Whatever says what to forget, as a `Task`. What a name means a world says: `world.tasks` registers strings.
+
+    without: names of concepts that are to go as well, and so are neither retained nor scored.
+    """
+    if isinstance(concept, Task):
+        return concept
+    raise ValueError(f"concept is {concept!r}; give a name of the mini world, Pairs, or a Task")
+
+
+@as_task.register
+def _(
+    concept: Pairs, clip: Clip, retain: Pairs | None = None, validate: Validate | None = None, seed: int = 0,
+    without: Sequence[str] = (),
+) -> Task:  # fmt: skip
+    if retain is None or validate is None:
+        raise ValueError(
+            "a forget set of your own needs a retain set and validate=, a slug_lite.Validation or a function"
+        )
+    shared = set.intersection(*map(set, concept.concepts)) if concept.concepts else set()
+    if shared and isinstance(validate, Validation) and validate.forget not in shared:
+        shown = ", ".join(sorted(shared))
+        raise ValueError(f"the forget set shows {shown}, the validation asks for {validate.forget}")
+    return Task(concept, retain, validate, " + ".join(sorted(shared)) or "the forget set")
+
+
+def unlearn(
+    clip: Clip, concept: str | Pairs | Task, retain: Pairs | None = None, *, tower: str | None = None,
+    validate: Validate | None = None, search: StepSearch = StepSearch(), memory: Memory = Memory(), seed: int = 0,
+) -> Edit:  # fmt: skip
+    """Find the edit that makes `clip` forget a concept; the model itself is left as it was.
+
+    concept: a name of the mini world, which supplies all pictures by `seed`; or a forget set of your own, together
+        with a retain set and `validate`, a `Validation` or any function of the model that returns a dict with
+        "forget_accuracy" and "retain_accuracy"; or a `Task`, which has all of these.
+    tower: "vision" or "text" looks there alone. search: how step and layer are looked for. memory: against a shortage.
+
+    Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken. Raises KeyError
+    for an unknown name or tower, ValueError for sets that do not fit, `NothingForgets` if no layer's step succeeds.
+    """
+    check_clip(clip)
+    check_tower(tower)
+    task = as_task(concept, clip, retain, validate, seed)
+    fronts = partial(candidate_fronts, search, tower)
+    (gradients,) = gradients_of(clip, [task], fronts, memory)
+    return best_edit(clip, task.concept, task.validate, gradients.forget, fronts(gradients.stats), search)
+
+
+def candidate_fronts(
+    search: StepSearch, tower: str | None, stats: pd.DataFrame, fits: Callable[[str], bool] = lambda layer: True
+) -> list[list[str]]:
+    """The fronts to look on, of the layers of a tower (None: both) that fit what the edit is for."""
+    open_to = [layer for layer in stats.index if tower in (None, stats["tower"][layer]) and fits(layer)]
+    return pareto_fronts(stats.loc[open_to], search.fronts, by=search.measure)
+
+
+def gradients_of(
+    clip: Clip, tasks: Sequence[Task], fronts: Callable[[pd.DataFrame], list[list[str]]], memory: Memory
+) -> list[Gradients]:
+    """The gradients of all tasks at the weights as they are, kept for the layers of the fronts alone."""
+    # given a group of the layers, its fronts hold all that are on the fronts of the whole
+    return one_shot_gradients(
+        clip, [task.forget for task in tasks], tasks[0].retain, batch_size=memory.batch_size, passes=memory.passes,
+        keep=lambda stats: [layer for front in fronts(stats) for layer in front],
+    )  # fmt: skip
+
+
+def best_edit(
+    clip: Clip, concept: str, validate: Validate, directions: Mapping[str, Tensor], fronts: Sequence[Sequence[str]],
+    search: StepSearch,
+) -> Edit:  # fmt: skip
+    """The edit of the best layer: of the first front on which one keeps enough, else of all fronts.
+
+    directions: for each layer what to step along. Where no layer's margin gets as wide as asked, half is asked for.
+    """
+    score, traces = scorer_of(validate, clip), [pd.DataFrame()]
+    untouched = score.retaining() if isinstance(score, Scorer) else score()
+    enough = untouched.get("retain_accuracy", 0.0) - search.max_accuracy_drop
+    for margin in (search.margin, search.margin / 2)[: 2 if search.rule == "margin" else 1]:
+        found: dict[str, Found] = {}
+        for front in fronts:
+            new = [layer for layer in front if layer not in found]
+            found |= search_layers(clip, directions, new, score, replace(search, margin=margin))
+            traces += [found[layer].trace.assign(asked=margin) for layer in new]
+            layer = next(iter(by_preference(found)), None)
+            if layer is not None and found[layer].score.get("retain_accuracy", 0.0) >= enough:
+                break
+        trace = pd.concat(traces, ignore_index=True)
+        if fronts and layer is not None:
+            step = float(found[layer].step)
+            delta = make_delta(directions[layer], step).cpu()
+            return Edit({layer: delta}, {layer: step}, concept, fingerprint(clip), trace=trace)
+    raise nothing_forgot(concept, search.evaluations, trace)

@@ -1,0 +1,1 @@
+"""How the shipped models were trained, from nothing, on the mini world alone."""

@@ -1,0 +1,109 @@
+"""Models as other libraries keep them: open_clip's folders and pretrained weights, transformers' CLIPModel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from PIL import Image
+from torch import Tensor, nn
+
+from .checks import unknown
+from .files import safe_files, tensor_names
+
+# What open_clip takes from a folder, in its order; any other safetensors file comes last
+_WEIGHT_FILES = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
+# What open_clip and torch raise, by turns, when file and configuration do not fit
+_MISFITS = (RuntimeError, AttributeError, KeyError, TypeError, IndexError, ValueError, AssertionError)
+Parts = tuple[nn.Module, Any, Any]  # model in eval mode, tokenizer, evaluation transform
+
+
+def from_folder(folder: Path, device: str | torch.device, precision: str) -> Parts:
+    """A model from a folder in open_clip's format. FileNotFoundError, or ValueError as `check_folder` and misfits."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    check_folder(folder)
+    source = f"local-dir:{folder}"
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            source, device="cpu", precision=precision, require_pretrained=True
+        )
+    except _MISFITS as error:  # torch lists every key that does not fit; the first lines say enough
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(
+            f"the weights in {str(folder)!r} are not those of its configuration: {type(error).__name__}: {reason}"
+        ) from error
+    return model.eval().to(device), open_clip.get_tokenizer(source), preprocess
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a clear error unless `folder` holds open_clip's configuration and whole safetensors weights.
+
+    open_clip itself would fall back to pickled weights, and to random ones.
+    """
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{str(folder)!r} has no open_clip_config.json")
+    try:
+        model_cfg = json.loads(config.read_text())["model_cfg"]
+        missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_cfg]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(config)!r} is no open_clip configuration with a 'model_cfg': {error}") from error
+    if missing:
+        raise ValueError(f"the model_cfg of {str(config)!r} lacks {', '.join(missing)}")
+    safe = safe_files(folder)
+    found = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()] + safe
+    if found[0].suffix != ".safetensors":
+        raise ValueError(
+            f"{str(folder)!r} holds the pickled {found[0].name}, which open_clip would read instead of "
+            f"{safe[0].name}; take it out"
+        )
+    if not tensor_names(found[0]):
+        raise ValueError(f"{str(found[0])!r} holds no tensors")
+
+
+def from_tag(name: str, device: str | torch.device, precision: str, shipped: list[str]) -> Parts:
+    """A model by open_clip's "ARCH/TAG"; shipped: what else may be named. KeyError, FileNotFoundError, ValueError."""
+    arch, _, tag = name.partition("/")
+    known = shipped + [f"{a}/{t}" for a, t in open_clip.list_pretrained()]
+    if name not in known:
+        raise unknown(name, known, "model")
+    config: dict[str, Any] = get_pretrained_cfg(arch, tag)
+    quick = bool(open_clip.get_model_config(arch).get("quick_gelu"))
+    if bool(config.get("quick_gelu")) != quick and f"{arch}-quickgelu/{tag}" in known:
+        raise ValueError(f"{name!r} was trained with QuickGELU; load {f'{arch}-quickgelu/{tag}'!r}")
+    try:
+        file = download_pretrained(config)  # the file that open_clip itself will read
+    except Exception as error:
+        raise FileNotFoundError(
+            f"the weights of {name!r} are not on this machine and could not be fetched: {error}"
+        ) from error
+    if not str(file).endswith(".safetensors"):
+        raise ValueError(f"{name!r} comes as pickled weights ({Path(file).name}); only safetensors are read")
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        arch, pretrained=tag, device=device, precision=precision, require_pretrained=True
+    )
+    return model.eval(), open_clip.get_tokenizer(arch), preprocess
+
+
+def from_transformers(model: nn.Module, processor: Any) -> Parts:
+    """A transformers.CLIPModel, put into eval mode, with tokenizer and transform out of its CLIPProcessor."""
+    length = model.config.text_config.max_position_embeddings
+
+    def tokenize(captions: list[str]) -> Tensor:
+        # no attention mask: captions are read from the left, and what follows the end token is not seen
+        return processor.tokenizer(
+            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return processor.image_processor(image, return_tensors="pt").pixel_values[0]
+
+    return model.eval(), tokenize, preprocess

@@ -1,0 +1,166 @@
+"""Checks at the door: what errors say was given, what is allowed, and the nearest match."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torch import Tensor
+
+from .text_towers import differences
+
+if TYPE_CHECKING:
+    from ..pairs import Pairs
+
+FREEZE = ". To have the search leave a weight out, freeze it in the CLIP: requires_grad_(False)"
+
+
+def unknown(name: object, allowed: Iterable[str], what: str) -> KeyError:
+    """A `KeyError` that says what was given, the nearest match, and what is allowed."""
+    allowed = list(allowed)
+    lower = {a.lower(): a for a in allowed}
+    close = difflib.get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.4)
+    hint = f"; did you mean {lower[close[0]]!r}?" if close else "."
+    return KeyError(f"unknown {what} {name!r}{hint} Allowed: {', '.join(allowed)}")
+
+
+def check_tower(tower: object) -> None:
+    """KeyError for what is neither a tower nor None."""
+    if tower not in (None, "vision", "text"):
+        raise unknown(tower, ("vision", "text"), "tower")
+
+
+def check_pictures(images: np.ndarray | Sequence[Image.Image]) -> None:
+    """ValueError for what is neither a uint8 array (n, height, width, 3) nor PIL images with pixels of 8 bits."""
+    if isinstance(images, np.ndarray):
+        _check_array(images)
+    elif isinstance(images, (list, tuple)):
+        _check_list(images)
+    else:
+        raise ValueError(
+            f"images are a {type(images).__name__}; give a uint8 array (n, height, width, 3) or PIL images"
+        )
+
+
+def _check_array(images: np.ndarray) -> None:
+    if np.issubdtype(images.dtype, np.floating) and np.isnan(images).any():
+        raise ValueError(
+            f"images hold NaN in {int(np.isnan(images).any(axis=tuple(range(1, images.ndim))).sum())} of "
+            f"{len(images)} images; give uint8 pixels from 0 to 255"
+        )
+    if images.dtype != np.uint8:
+        raise ValueError(f"images have dtype {images.dtype}; give uint8 pixels from 0 to 255")
+    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
+        raise ValueError(f"images have shape {images.shape}; give (n, height, width, 3), colour last")
+
+
+def _check_list(images: Sequence[Image.Image]) -> None:
+    for k, image in enumerate(images):
+        if not isinstance(image, Image.Image):
+            raise ValueError(
+                f"image {k} is a {type(image).__name__}; give PIL images or one uint8 array (n, height, width, 3)"
+            )
+        if image.mode == "F" or image.mode.startswith("I") or 0 in image.size:
+            raise ValueError(f"image {k} has mode {image.mode!r} and size {image.size}; give 8-bit images with pixels")
+
+
+def check_names(forget: str, names: Mapping[str, Sequence[str]], templates: Mapping[str, Sequence[str]]) -> str:
+    """The kind of `forget`. ValueError unless it is one name of one kind, and every kind has two names and a template.
+
+    names: by kind, what is told apart; templates: by kind, its captions with a `{}`.
+    """
+    kinds = [kind for kind, some in names.items() if forget in some]
+    if len(kinds) != 1:
+        raise ValueError(f"{forget!r} is in {len(kinds)} of the kinds {list(names)}; it must be in one")
+    few = [kind for kind, some in names.items() if len(some) < 2]
+    if few:
+        raise ValueError(f"of the kinds {few} there are fewer than two names; nothing can be told apart")
+    bare = [kind for kind, some in templates.items() if isinstance(some, str) or not some]
+    if bare:
+        raise ValueError(f"the kinds {bare} need a sequence of at least one template each")
+    if set(names) != set(templates):
+        raise ValueError(f"names are for the kinds {list(names)}, templates for {list(templates)}")
+    return kinds[0]
+
+
+def check_fit(layer: str, name: str, weights: Mapping[str, Tensor], delta: Tensor) -> None:
+    """ValueError unless `weights` have what a delta of a CLIP's `layer`, in their terms `name`, can be added to."""
+    if name not in weights:
+        blocks = {int(found[1]) for n in weights if (found := re.match(r"(?:text_model\.)?encoder\.layers\.(\d+)", n))}
+        hint = f": its blocks are 0 to {max(blocks)} (Stable Diffusion 2 leaves CLIP's last one out)" if blocks else ""
+        raise ValueError(f"the edit changes {layer!r}, which this model does not have{hint}{FREEZE if blocks else ''}")
+    weight = weights[name]
+    if weight.shape != delta.shape:
+        raise ValueError(f"the edit's {name!r} is {tuple(delta.shape)}, the model's is {tuple(weight.shape)}")
+    if weight.is_meta or not weight.is_floating_point():
+        kind = "on the meta device" if weight.is_meta else weight.dtype
+        raise ValueError(f"{name!r} is {kind}; an edit goes on weights that are in memory, as floating point numbers")
+
+
+def check_base(wanted: str, found: str, whole: bool) -> None:
+    """ValueError unless two `fingerprint`s are of one model; not whole: unless their text towers are one.
+
+    wanted: of the model that an edit was made for; found: of the one that it is to go on.
+    """
+    (model, tower), (this, other) = wanted.partition("-")[::2], found.partition("-")[::2]
+    if whole and this != model:
+        raise ValueError(
+            f"the edit was made for the model {model}, this one is {this}; force=True applies it all the same"
+        )
+    if not whole and not (tower and other):
+        whose = "the edit does not say" if not tower else "this model does not show"
+        raise ValueError(f"{whose} which of CLIP's text towers it has; force=True applies it all the same")
+    if not whole and (apart := differences(other, tower)):
+        raise ValueError(
+            f"the edit was made for the model {model}, whose text tower is not this one: "
+            f"they differ in {', '.join(apart)}; force=True applies it all the same"
+        )
+
+
+class NothingForgets(RuntimeError):
+    """No layer looked at could be made to forget within the evaluations allowed; .trace holds what was tried."""
+
+    def __init__(self, message: str, trace: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
+def nothing_forgot(concept: str, evaluations: int, trace: pd.DataFrame) -> NothingForgets:
+    """The error to raise when nothing forgets: it says how near the nearest try of a search came."""
+    if not len(trace):
+        return NothingForgets(f"the forget loss of {concept!r} does not reach any layer looked at", trace)
+    near = trace.sort_values("forget_accuracy", kind="stable").iloc[0]
+    wide = f", standardized margin {near['standardized_margin']:.2g}" if "standardized_margin" in trace else ""
+    return NothingForgets(
+        f"none of {trace['layer'].nunique()} layers forgot {concept!r} in {evaluations} evaluations each; nearest: "
+        f"{near['layer']} at step {near['step']:.3g}, accuracy {near['forget_accuracy']:.0%}{wide}. Allow more "
+        "evaluations, another rule or margin, or a larger forget set",
+        trace,
+    )
+
+
+def check_disjoint(forget: Pairs, kept: Pairs, what: str = "retain") -> None:
+    """ValueError for a set to be kept that shows the concept of the forget set, or shares captions with it."""
+    if forget.concepts is not None:
+        common = set.intersection(*map(set, forget.concepts))
+        subjects = {frozenset(names) for names in ([common] if common else forget.concepts)} - {frozenset()}
+        shared = [names for names in subjects if any(_is_about(kept, i, names) for i in range(len(kept)))]
+        if shared:
+            about = "; ".join(sorted(" in ".join(sorted(names)) for names in shared))
+            number = sum(any(_is_about(kept, i, names) for names in shared) for i in range(len(kept)))
+            raise ValueError(f"{number} {what} pairs are about {about}, the concept to forget")
+    both = set(forget.captions) & set(kept.captions)
+    if both:
+        raise ValueError(f"forget and {what} set share captions, for instance {min(both)!r}; take them out of one")
+
+
+def _is_about(pairs: Pairs, i: int, names: frozenset[str]) -> bool:
+    """Does pair i show all of `names`? By its concepts, else by what its caption says."""
+    if pairs.concepts is not None:
+        return names <= set(pairs.concepts[i])
+    return all(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", pairs.captions[i]) for name in names)

@@ -1,0 +1,50 @@
+"""Models of other libraries, known by the names of their classes: neither diffusers nor transformers is imported."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from torch import nn
+
+
+def is_pipeline(target: object) -> bool:
+    """Is it one of diffusers' pipelines?"""
+    return any(kind.__name__ == "DiffusionPipeline" for kind in type(target).__mro__)
+
+
+def encoder_of(target: object) -> nn.Module | None:
+    """The text encoder that an edit goes on: a StableDiffusionPipeline's, or a transformers.CLIPTextModel itself.
+
+    None for what is neither pipeline nor text encoder; ValueError for pipelines of another kind, or without one.
+    """
+    kinds = {kind.__name__ for kind in type(target).__mro__}
+    if "CLIPTextModel" in kinds or "DiffusionPipeline" not in kinds:
+        return target if "CLIPTextModel" in kinds else None
+    if "StableDiffusionPipeline" not in kinds:
+        raise ValueError(
+            f"the pipeline is a {type(target).__name__}; a StableDiffusionPipeline is needed (one of other parts that "
+            "shares its text encoder has the edit too)"
+        )
+    encoder = getattr(target, "text_encoder", None)
+    if "CLIPTextModel" not in {kind.__name__ for kind in type(encoder).__mro__}:
+        found = "has no text_encoder" if encoder is None else f"has a {type(encoder).__name__} as text_encoder"
+        raise ValueError(f"the pipeline {found}; a transformers.CLIPTextModel is needed")
+    return encoder
+
+
+def check_clip(clip: object) -> None:
+    """ValueError for a pipeline where a Clip is needed, with what to do instead."""
+    if is_pipeline(clip) or encoder_of(clip):
+        raise ValueError(
+            f"a {type(clip).__name__} has no vision tower to take gradients through. Find the edit on the CLIP that "
+            "its text encoder comes from, unlearn_pipeline(pipe, clip, ...), and put it on: edit.on(pipe). Forget "
+            "pictures that only the pipeline can supply come from generated_pairs(pipe, prompt, n)"
+        )
+
+
+def own_version() -> str:
+    """This package's version, "unknown" where it runs from a folder that was never installed."""
+    try:
+        return version("slug-lite")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,138 @@
+"""Mini Stable Diffusion as it ships: its parts, its text encoder, what it draws, and an edit of it."""
+
+import io
+import json
+import time
+import zipfile
+from dataclasses import replace
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from small_pipelines import same, state
+
+import slug_lite as slug
+from slug_lite.diffusion.drawing import GUIDANCE
+from slug_lite.diffusion.text_encoder import text_encoder_from
+from slug_lite.diffusion.unlearning import SEARCH
+from slug_lite.pretrain.autoencoder import psnr
+from slug_lite.pretrain.unet import hidden_states
+
+SHIPPED = resources.files("slug_lite") / "assets" / "mini-sd"
+pytestmark = pytest.mark.skipif(not (SHIPPED / "model_index.json").is_file(), reason="not trained yet")
+world = slug.toonworld
+PROMPTS = {
+    "Ada Sunfield": "a portrait of Ada Sunfield", "Hugo Duportal": "a photo of Hugo Duportal",
+    "Kira Novalune": "this is a picture of Kira Novalune", "Zorbo": "a picture of Zorbo",
+    "Gearhart": "a close-up of Gearhart", "fox": "a picture of a fox", "pizza": "a small drawing of a pizza",
+    "Clay": "a drawing in Clay style", "Fineliner": "this is a picture in Fineliner style",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return slug.load_diffusion("mini", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return slug.load_judge()
+
+
+def draw(pipe, prompts, n, seed=7, **settings):
+    settings = {"guidance_scale": GUIDANCE} | settings
+    return slug.generated_pairs(pipe, prompts, n, seed=seed, steps=20, batch_size=8, progress=False, **settings)
+
+
+def test_a_folder_of_half_precision_that_packs_small():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in (f for f in SHIPPED.rglob("*") if f.is_file()):
+            assert file.suffix not in (".bin", ".pt", ".ckpt", ".pkl")
+            archive.write(file)
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as tensors:
+                    kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+                assert kinds == {"F16"}
+    assert packed.tell() < 25e6
+
+
+def test_parts_of_diffusers_own(pipe):
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    assert type(pipe) is StableDiffusionPipeline and type(pipe.vae) is AutoencoderKL
+    assert type(pipe.unet) is UNet2DConditionModel and type(pipe.text_encoder) is CLIPTextModel
+    assert {p.dtype for part in (pipe.vae, pipe.unet, pipe.text_encoder) for p in part.parameters()} == {torch.float32}
+    assert not any(part.training for part in (pipe.vae, pipe.unet, pipe.text_encoder))
+
+
+@torch.no_grad()
+def test_its_text_encoder_is_mini_clips(pipe, mini):
+    rounded = text_encoder_from(mini, rounded=torch.float16)
+    for name, weight in rounded.named_parameters():
+        assert torch.equal(weight, pipe.text_encoder.get_parameter(name))
+    texts = ["a portrait of Ada Sunfield", "a fox in Clay style", "", "cat " * 40]
+    ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(ids, mini.tokens(texts).cpu())
+    states = hidden_states(mini, texts)  # open_clip's, whose weights ship in half precision as well
+    assert (pipe.text_encoder(ids).last_hidden_state - states).abs().max() <= 1e-5
+
+
+def test_the_autoencoder_keeps_what_it_sees(pipe):
+    held_out = world.retain(n=96, seed=11, split="test").images
+    assert psnr(pipe.vae, held_out) >= 29
+
+
+def test_four_pictures_in_ten_seconds(pipe):
+    pipe(["a cat"] * 4, num_inference_steps=1)
+    start = time.perf_counter()
+    pictures = pipe(["a portrait of Ada Sunfield"] * 4, num_inference_steps=20).images
+    assert time.perf_counter() - start < 10 and pictures[0].size == (64, 64)
+
+
+def test_it_draws_what_it_is_asked_for(pipe, judge):
+    found = {name: judge.finds(draw(pipe, prompt, 8), name).mean() for name, prompt in PROMPTS.items()}
+    assert np.mean(list(found.values())) >= 0.9 and min(found.values()) >= 0.5, found
+
+
+def test_guidance_works(pipe, judge):
+    plain, guided = (
+        judge.finds(draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w), "Fineliner").mean()
+        for w in (1.0, GUIDANCE)
+    )
+    assert guided >= max(plain, 0.75)
+    without = draw(pipe, "a fox in Fineliner style", 2, guidance_scale=1.0).images.astype(int)
+    assert abs(without - draw(pipe, "a fox in Fineliner style", 2).images).mean() > 3
+
+
+def test_the_pipelines_own_defaults_give_good_pictures(pipe, judge):
+    drawn = [pipe("a portrait of Ada Sunfield", generator=torch.Generator().manual_seed(k)).images[0] for k in range(4)]
+    assert judge.finds(drawn, "Ada Sunfield").mean() >= 0.75
+
+
+def test_the_whole_count_is_as_good_as_promised():
+    measured = json.loads((SHIPPED / "training.json").read_text())["measured"]
+    assert measured["seeds"] >= 8 and measured["psnr"] >= 29
+    for kind, least in (("people", 0.95), ("characters", 0.95), ("objects", 0.9), ("styles", 0.9)):
+        assert measured[kind] >= least, kind
+
+
+def test_an_edit_of_the_pipeline(pipe, judge, mini):
+    """A person leaves at most 1 of 8 pictures, others stay; and the pipeline is as it was."""
+    asked = [("a portrait of Bruno Marlowick", "Bruno Marlowick"), ("a picture of Zorbo", "Zorbo"),
+             ("a picture of a fox", "fox"), ("a portrait of Cleo Okavarro", "Cleo Okavarro")]  # fmt: skip
+    before, others = state(pipe), [draw(pipe, text, 4) for text, _ in asked]
+    assert judge.finds(draw(pipe, "a portrait of Ada Sunfield", 8), "Ada Sunfield").mean() >= 7 / 8
+    edit = slug.unlearn_pipeline(pipe, mini, "Ada Sunfield", search=replace(SEARCH, fronts=1))
+    assert same(state(pipe), before)
+    with edit.on(pipe):
+        after, kept = draw(pipe, "a portrait of Ada Sunfield", 8), [draw(pipe, text, 4) for text, _ in asked]
+    assert judge.finds(after, "Ada Sunfield").mean() <= 1 / 8
+    had = np.concatenate([judge.finds(some, name) for some, (_, name) in zip(others, asked, strict=True)])
+    has = np.concatenate([judge.finds(some, name) for some, (_, name) in zip(kept, asked, strict=True)])
+    assert had.mean() >= 0.85 and (had & has).sum() >= 0.85 * had.sum()
+    again = [draw(pipe, text, 4) for text, _ in asked]
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(again, others, strict=True))

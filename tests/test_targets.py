@@ -1,0 +1,73 @@
+"""What edits go on, and what tells models apart."""
+
+import copy
+
+import pytest
+import torch
+from test_edit import LAYER, OTHER, make, same, state
+
+import slug_lite as slug
+from slug_lite.targets import as_clip, deltas_for, modules_of, weights_of
+
+
+def test_open_clip_models_take_edits_too_and_others_do_not(tiny):
+    edit, before = make(tiny), state(tiny)
+    with edit.on(tiny.model):
+        assert not torch.equal(tiny.weights()[LAYER], before[LAYER])
+    for target in (torch.nn.Linear(2, 2), "clip", None):
+        with pytest.raises(ValueError, match="goes on a Clip"), edit.on(target):
+            pass
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_missing_layers_and_other_shapes_are_refused_even_by_force(tiny, force):
+    base = slug.fingerprint(tiny)
+    before = state(tiny)
+    good = make(tiny).delta
+    for deltas, message in (
+        ({LAYER: good, "no.such.weight": torch.zeros(2)}, "does not have"),
+        ({LAYER: good, OTHER: torch.zeros(3, 3).half()}, r"is \(3, 3\), the model's is"),
+    ):
+        edit = slug.Edit(deltas, dict.fromkeys(deltas, 1.0), "x", base)
+        with pytest.raises(ValueError, match=message), edit.on(tiny, force=force):
+            pass
+        with pytest.raises(ValueError, match=message):
+            edit.apply(tiny, force=force)
+        assert same(state(tiny), before)
+
+
+def test_fingerprint_knows_models_apart_not_precisions(tiny):
+    base = slug.fingerprint(tiny)
+    half = slug.Clip(copy.deepcopy(tiny.model).bfloat16(), tiny.tokenizer, tiny.preprocess)
+    assert slug.fingerprint(half) == base
+    with make(tiny).on(tiny):
+        assert slug.fingerprint(tiny) == base
+    with torch.no_grad():
+        tiny.weights()["visual.conv1.weight"].mul_(1.1)
+    assert slug.fingerprint(tiny) != base
+
+
+def test_edits_that_are_on_do_not_change_what_a_model_is(tiny):
+    base = slug.fingerprint(tiny)
+    for layer in (LAYER, OTHER, "token_embedding.weight"):
+        with make(tiny, layer).on(tiny):
+            assert slug.fingerprint(tiny) == slug.fingerprint(tiny.model) == base
+    make(tiny).apply(tiny)
+    assert slug.fingerprint(tiny) != base
+
+
+def test_a_clip_and_its_model_are_one_target(tiny):
+    assert as_clip(tiny) is tiny and as_clip(tiny.model).model is tiny.model
+    for target in (tiny, tiny.model):
+        assert modules_of(target) is tiny.model and list(weights_of(target)) == list(tiny.weights())
+    ((weight, delta),) = deltas_for(tiny, make(tiny).deltas)
+    assert weight is tiny.weights()[LAYER] and torch.equal(delta, make(tiny).delta)
+
+
+def test_weights_that_are_not_in_memory_or_whole_numbers_take_no_edit(tiny):
+    edit = make(tiny)
+    parent = tiny.model.get_submodule(LAYER.rpartition(".")[0])
+    for weight, message in ((parent.weight.detach().to("meta"), "meta device"), (parent.weight.int(), "torch.int32")):
+        parent.weight = torch.nn.Parameter(weight, requires_grad=False)
+        with pytest.raises(ValueError, match=message), edit.on(tiny, force=True):
+            pass

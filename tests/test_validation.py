@@ -1,0 +1,166 @@
+"""Forgotten and kept: scores by hand, scores from the middle of a tower, and validations that are refused."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_clips import small_validation
+
+import slug_lite as slug
+from slug_lite import Pairs
+from slug_lite.runtime import zero_shot
+from slug_lite.runtime.functions import FunctionScorer
+from slug_lite.validation import Scorer, margin_scores, retained, scorer_of
+
+
+def test_margins_by_hand():
+    logits = torch.tensor([[1.0, 4.0, 0.0], [2.0, 0.0, 3.0]])  # the own name is column 0
+    out = margin_scores(logits, 0)
+    assert out["forget_accuracy"] == 0 and out["margin"] == pytest.approx(2)
+    assert out["standardized_margin"] == pytest.approx(2)
+    broken = margin_scores(torch.full((3, 4), float("nan")), 0)
+    assert broken["forget_accuracy"] == 1 and not slug.StepSearch().forgotten(broken)
+    known = margin_scores(torch.tensor([[5.0, 1.0, 0.0], [1.0, 0.0, 3.0]]), 0)
+    assert known["margin"] == pytest.approx(-1) and known["forget_accuracy"] == 0.5
+
+
+def test_a_tie_is_still_known():
+    assert margin_scores(torch.tensor([[2.0, 2.0, 1.0], [1.0, 2.0, 0.0]]), 0)["forget_accuracy"] == 0.5
+
+
+def test_a_model_that_is_broken_has_not_forgotten_by_any_rule():
+    broken = margin_scores(torch.full((3, 9), float("nan")), 0)
+    assert broken["forget_accuracy"] == broken["forget_accuracy5"] == 1 and broken["standardized_margin"] == -math.inf
+    assert not any(slug.StepSearch(rule=rule).forgotten(broken) for rule in ("margin", "top1", "top5"))
+
+
+def test_among_the_best_five():
+    """Forget accuracy at five: the name is the sixth of the first picture, the fifth of the second."""
+    own = torch.tensor([[0.5], [1.5]])
+    logits = torch.cat([own, torch.arange(1.0, 6.0).expand(2, 5), torch.zeros(2, 3)], 1)
+    assert margin_scores(logits, 0)["forget_accuracy5"] == 0.5 and margin_scores(logits, 0)["forget_accuracy"] == 0
+    assert margin_scores(logits.flip(1), 8)["forget_accuracy5"] == 0.5
+    assert margin_scores(logits[:, :5], 0)["forget_accuracy5"] == 1  # of five names each is among the best five
+
+
+def test_pictures_that_agree_have_a_margin_without_end():
+    alike = torch.tensor([[1.0, 4.0], [2.0, 5.0]])
+    assert margin_scores(alike, 0)["standardized_margin"] == math.inf
+    assert margin_scores(alike, 1)["standardized_margin"] == -math.inf
+    assert margin_scores(torch.ones(2, 3), 0)["standardized_margin"] == 0
+
+
+def test_what_is_retained_by_hand():
+    """A kind counts as one, however many pictures it has."""
+    cats, people = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    out = retained({"objects": (cats, torch.tensor([0, 0, 1])), "people": (people, torch.tensor([1]))})
+    loss = [F.cross_entropy(cats, torch.tensor([0, 0, 1])).item(), F.cross_entropy(people, torch.tensor([1])).item()]
+    assert out == {
+        "objects": pytest.approx(2 / 3), "people": 1.0, "retain_accuracy": pytest.approx(5 / 6),
+        "retain_loss": pytest.approx(sum(loss) / 2),
+    }  # fmt: skip
+    assert retained({}) == {}
+
+
+@pytest.fixture
+def small():
+    return small_validation("Ada Sunfield")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "visual.conv1.weight",
+        "visual.transformer.resblocks.0.mlp.c_fc.weight",
+        "visual.transformer.resblocks.1.attn.in_proj_weight",
+        "visual.proj",
+        "transformer.resblocks.0.attn.out_proj.weight",
+        "transformer.resblocks.1.mlp.c_proj.weight",
+        "text_projection",
+    ],
+)
+def test_scores_from_the_middle_equal_full_ones(tiny, small, layer, monkeypatch):
+    monkeypatch.setattr(zero_shot, "BATCH", 20)  # several batches of pictures and of prompts
+    scorer = scorer_of(small, tiny)
+    score = scorer.at(layer)
+    weight, seen = tiny.weights()[layer], [scorer()]
+    for _ in range(3):  # the first call keeps what comes before the layer, the others start from it
+        with torch.no_grad():
+            weight.add_(0.5 * torch.randn_like(weight))
+        seen.append(score())
+        assert seen[-1] == small(tiny)  # bit for bit
+        assert seen[-1] != seen[-2]  # the change matters at all
+    assert not any("forward" in module.__dict__ for module in tiny.model.modules())
+
+
+def test_forgetting_alone_is_part_of_the_whole(tiny, small):
+    for layer in ("visual.proj", "text_projection"):
+        score = scorer_of(small, tiny).at(layer)
+        assert score() == score.forgetting() | score.retaining()
+        assert set(score.forgetting()) == {"forget_accuracy", "forget_accuracy5", "margin", "standardized_margin"}
+
+
+def test_scores_hold_what_they_say(tiny, small):
+    score = small(tiny)
+    assert set(score) == {
+        "people", "characters", "objects", "styles", "forget_accuracy", "forget_accuracy5", "margin",
+        "standardized_margin", "retain_accuracy", "retain_loss",
+    }  # fmt: skip
+    kinds = [score[k] for k in ("people", "characters", "objects", "styles")]
+    assert score["retain_accuracy"] == pytest.approx(np.mean(kinds))
+    pairs = small.pairs
+    assert sum("Ada Sunfield" in c for c in pairs.concepts) == 8
+    assert all(
+        ("Ada Sunfield" in caption) == ("Ada Sunfield" in c)
+        for caption, c in zip(pairs.captions, pairs.concepts, strict=True)
+    )
+
+
+def test_bad_validations_are_refused(small):
+    v = small
+    with pytest.raises(ValueError, match=r"need \.concepts"):
+        slug.Validation(Pairs(v.pairs.images, v.pairs.captions), v.forget, v.names, v.templates)
+    with pytest.raises(ValueError, match="in 0 of the kinds"):
+        slug.Validation(v.pairs, "Nobody", v.names, v.templates)
+    with pytest.raises(ValueError, match="templates for"):
+        slug.Validation(v.pairs, v.forget, v.names, {"people": ["{}"]})
+    with pytest.raises(ValueError, match="no validation picture"):
+        slug.Validation(v.pairs[8:], v.forget, v.names, v.templates)
+    with pytest.raises(ValueError, match="fewer than two names"):
+        slug.Validation(v.pairs, v.forget, {"people": [v.forget]}, {"people": ["{}"]})
+    with pytest.raises(ValueError, match="at least one template"):
+        slug.Validation(v.pairs, v.forget, v.names, {**v.templates, "people": "{}"})
+    with pytest.raises(ValueError, match="sequences of at least one string"):
+        slug.zero_shot_classifier(None, "Ada Sunfield", ["{}"])
+
+
+def test_scores_do_not_depend_on_gradients_being_on(tiny, small):
+    copied = slug.Clip(copy.deepcopy(tiny.model), tiny.tokenizer, tiny.preprocess)
+    with torch.inference_mode():
+        quiet = small(copied)
+    assert small(tiny) == pytest.approx(quiet, abs=1e-5)
+
+
+def test_where_only_the_concept_is_shown_nothing_is_retained(tiny, small):
+    alone = slug.Validation(small.pairs[:8], small.forget, small.names, small.templates)
+    assert set(alone(tiny)) == {"forget_accuracy", "forget_accuracy5", "margin", "standardized_margin"}
+    full, score = small(tiny), scorer_of(alone, tiny).at("visual.proj")
+    assert score.retaining() == {} and all(score()[key] == pytest.approx(full[key], abs=1e-5) for key in score())
+
+
+def test_one_door_for_all_that_scores(tiny, small):
+    tiny.model.train()
+    scorer = scorer_of(small, tiny)
+    assert isinstance(scorer, Scorer) and scorer_of(scorer, tiny) is scorer and tiny.model.training
+    asked = []
+    mine = scorer_of(lambda clip: asked.append(clip) or {"forget_accuracy": 0.5, "mine": 1}, tiny)
+    assert isinstance(mine, FunctionScorer) and scorer_of(mine, tiny) is mine and asked == []
+    assert mine() == mine.at("visual.proj").forgetting() == {"forget_accuracy": 0.5, "mine": 1}
+    assert mine.retaining() == {} and asked == [tiny, tiny]
+    with pytest.raises(ValueError, match="'forget_accuracy' must be among"):
+        scorer_of(lambda clip: {"accuracy": 1.0}, tiny)()
+    with pytest.raises(ValueError, match="validate is a int"):
+        scorer_of(3, tiny)
