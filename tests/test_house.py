@@ -199,6 +199,7 @@ def test_the_door_promises_nothing_that_is_not_there():
 
 
 def test_importing_needs_no_diffusers_and_no_widgets():
-    code = "import sys, slug_lite; sys.exit(' '.join({'diffusers', 'ipywidgets', 'slug_lite.book'} & {*sys.modules}))"
+    heavy = {"diffusers", "ipywidgets", "slug_lite.book.widgets"}
+    code = f"import sys, slug_lite; found = {heavy!r} & {{*sys.modules}}; assert not found, found"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

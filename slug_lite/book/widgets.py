@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from html import escape
 from itertools import zip_longest
@@ -229,7 +230,9 @@ def step_explorer(
     def update(event: object = None) -> None:
         step = slide.value * unit
         with Edit({layer: make_delta(gradient, step).cpu()}, {layer: step}, "", base).on(clip, force=True):
-            score, seen = part(), {name: part.embed(name) for name in scorer.embedded}
+            now = copy(scorer)  # scored by what is embedded here, once
+            now.embedded = {name: part.embed(name) for name in scorer.embedded}
+        score, seen = now(), now.embedded
         asked = validation.names
         called = [asked[kind][int((seen[kind] @ seen[group][k]).argmax())] for group, k, kind in spots]
         strip = list(zip(urls, called, shown, strict=True))

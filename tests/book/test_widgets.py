@@ -2,8 +2,6 @@
 
 import math
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -23,24 +21,6 @@ def shown(box):
 
 
 # ---- common ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_package_does_not_import_ipywidgets():
-    code = "import sys, slug_lite; assert not {'ipywidgets', 'slug_lite.book.widgets'} & {*sys.modules}"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_live_only_where_the_front_end_takes_input(monkeypatch):
-    import IPython
-
-    def shell(content):
-        kernel = type("Kernel", (), {"get_parent": lambda self: {"content": content}})()
-        return lambda: type("Shell", (), {"kernel": kernel})()
-
-    assert not widgets.live()  # no notebook at all
-    for content, expected in (({"allow_stdin": True}, True), ({"allow_stdin": False}, False), ({}, False)):
-        monkeypatch.setattr(IPython, "get_ipython", shell(content))
-        assert widgets.live() is expected
 
 
 @pytest.fixture

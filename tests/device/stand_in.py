@@ -104,10 +104,7 @@ class StandIn(TorchFunctionMode):
         args = tuple(cpu if on_cuda(a) and not isinstance(a, (bool, torch.dtype)) else a for a in args)
         kwargs = {k: cpu if k == "device" and v is not None else v for k, v in kwargs.items()}
         out = func(*args, **kwargs)
-        if named:
-            there = on_cuda(named[0])
-        else:
-            there = isinstance(like[0], Marked) if like else isinstance(args[0], Marked)
+        there = on_cuda(named[0]) if named else isinstance((like or args)[0], Marked)
         if isinstance(args[0], Marked) == there:
             return mark(out) if there else out
         return mark(out.clone() if out is args[0] else out) if there else unmark(out)
