@@ -14,7 +14,7 @@ from .gradients import Gradients, one_shot_gradients
 from .models import Clip
 from .pairs import Pairs
 from .runtime.batches import Memory
-from .runtime.checks import check_tower, nothing_forgot
+from .runtime.checks import check_tower, check_validate, nothing_forgot
 from .runtime.libraries import check_clip
 from .search import Found, StepSearch, by_preference, make_delta, search_layers
 from .selection import pareto_fronts
@@ -31,6 +31,9 @@ class Task:
     validate: Validate
     concept: str
     protect: Sequence[Pairs] = ()
+
+    def __post_init__(self) -> None:
+        check_validate(self.validate)
 
 
 @singledispatch

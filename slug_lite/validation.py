@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .models import Clip
 from .pairs import Pairs
-from .runtime.checks import check_names
+from .runtime.checks import check_names, check_validate
 from .runtime.functions import FunctionScorer
 from .runtime.modes import eval_mode
 from .runtime.replay import FromLayer, Replay
@@ -129,8 +129,7 @@ def scorer_of(validate: Validate, clip: Clip) -> Scorer | FunctionScorer:
     if isinstance(validate, Validation):
         with eval_mode(clip.model):
             return Scorer(validate, clip)
-    if not callable(validate):
-        raise ValueError(f"validate is a {type(validate).__name__}; give a slug_lite.Validation or a function")
+    check_validate(validate)
     return FunctionScorer(validate, clip)
 
 

@@ -29,6 +29,12 @@ def unknown(name: object, allowed: Iterable[str], what: str) -> KeyError:
     return KeyError(f"unknown {what} {name!r}{hint} Allowed: {', '.join(allowed)}")
 
 
+def check_validate(validate: object) -> None:
+    """ValueError for what cannot score a model."""
+    if not callable(validate):
+        raise ValueError(f"validate is a {type(validate).__name__}; give a slug_lite.Validation or a function")
+
+
 def check_tower(tower: object) -> None:
     """KeyError for what is neither a tower nor None."""
     if tower not in (None, "vision", "text"):

@@ -367,7 +367,7 @@ A, B, C = BLOCK + "mlp.c_fc.weight", BLOCK + "mlp.c_proj.weight", BLOCK + "attn.
 
 
 def test_pictures_are_drawn_from_the_steps_that_clip_needs(clip, monkeypatch):
-    search = replace(SEARCH, max_accuracy_drop=0.02)
+    search = replace(SEARCH, margin=3.0, max_accuracy_drop=0.02)
     ours = Searches(monkeypatch, {A: 0.1, B: 0.2}, {B: (0.5, 0.9)})
     directions, edit = one_concept(clip, [[A, B, C]], search, kept=0.9, others=20)
     assert [call[0] for call in ours.calls] == ["CLIP", "pictures"] and ours.asked("CLIP") == [([A, B, C], search)]
