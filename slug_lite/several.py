@@ -29,7 +29,8 @@ from .validation import Validate
 
 def tasks_of(concepts: Sequence[str | Task], clip: Clip, seed: int = 0) -> list[Task]:
     """A task for each concept, with one retain set for all. ValueError for none, for a bare string, and for twins."""
-    if isinstance(concepts, (str, Pairs)) or not isinstance(concepts, Sequence) or not concepts:
+    given = isinstance(concepts, Sequence) and not isinstance(concepts, str) and len(concepts) > 0
+    if not given or not all(isinstance(one, (str, Task)) for one in concepts):
         raise ValueError(f"concepts is {concepts!r}; give a list of names or of Tasks")
     names = [one.concept if isinstance(one, Task) else one for one in concepts]
     if len(set(names)) < len(names):

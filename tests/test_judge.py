@@ -51,7 +51,7 @@ def answers(judge, pairs):
 
 @shipped
 def test_names_held_out_drawings(judge):
-    pairs = world.everything(8, seed=5, split="test")
+    pairs = world.evaluation_pairs(8, seed=5, split="test")
     found, right = answers(judge, pairs)
     for kind in ("people", "characters", "objects"):
         assert right[[world.kind_of(c[0]) == kind for c in pairs.concepts]].mean() >= 0.99, kind
@@ -64,7 +64,7 @@ def test_names_held_out_drawings(judge):
 
 @shipped
 def test_names_cells_that_generators_never_saw(judge):
-    pairs = world.everything(8, seed=6, split="unseen")
+    pairs = world.evaluation_pairs(8, seed=6, split="unseen")
     found, right = answers(judge, pairs)
     assert right.mean() >= 0.98 and (found["style"] == [c[1] for c in pairs.concepts]).mean() >= 0.98
 
