@@ -3,7 +3,6 @@
 from .algorithm import Task, as_task, unlearn
 from .diffusion.attention import attention_maps
 from .diffusion.drawing import generated_pairs
-from .diffusion.generated import GeneratedValidation
 from .diffusion.pipelines import load_diffusion
 from .diffusion.unlearning import unlearn_pipeline
 from .edit import Edit, merge
@@ -25,7 +24,7 @@ from .world.evaluation import evaluate
 from .world.judge import Judge, load_judge
 
 __all__ = [
-    "Clip", "Edit", "GeneratedValidation", "Gradients", "Judge", "Memory", "NothingForgets", "Pairs", "StepSearch",
+    "Clip", "Edit", "Gradients", "Judge", "Memory", "NothingForgets", "Pairs", "StepSearch",
     "Task", "Validation", "as_task", "attention_maps", "canvas", "editable", "evaluate", "fingerprint", "forget_loss",
     "frechet", "generated_pairs", "load_clip", "load_diffusion", "load_judge", "merge", "one_shot_gradients",
     "pareto_front", "pareto_fronts", "retain_loss", "search_step", "toonworld", "unlearn", "unlearn_pipeline",

@@ -3,14 +3,13 @@
 python tools/measure_drawings.py                  an hour or so on two cores; goes on where it stopped
 python tools/measure_drawings.py --only PART      names (around with it) or canvas; the other part stays as it ships
 
-    names    ten people and four characters: found before and after, with the step that CLIP needs and with the one
-             that was searched on drawn pictures; and ten other concepts, from equal noise, in pictures that showed them
+    names    ten people and four characters: found before and after, with the step that CLIP needs and with the longer
+             one; and ten other concepts, from equal noise, in pictures that showed them
     around   the same edits, asked for by other words: misspelt, described, both
     canvas   all styles and eight objects: UA, IRA and CRA on the grid of objects and styles, Fréchet distances
 
 Seeds of these pictures are others than those that gradient and search have seen, and so are their sentences (the split
-"test"), but for the other words and the grid, which are asked for in sentences of training; the ten others are none
-that the search has drawn.
+"test"), but for the other words and the grid, which are asked for in sentences of training.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ import numpy as np
 import slug_lite as slug
 from slug_lite.book.results import save_results
 from slug_lite.diffusion.drawing import GUIDANCE
-from slug_lite.diffusion.generated import FARTHER, LONGER, MARGIN
 from slug_lite.diffusion.precondition import DAMPING
+from slug_lite.diffusion.unlearning import LONGER, PROBED, SEARCH
 from slug_lite.search import make_delta
 from slug_lite.world.captions import looks
 
@@ -123,8 +122,7 @@ def share(hits: np.ndarray | list) -> float:
 def names(bench: Bench, name: str) -> list[dict]:
     """A row of "names", and those of "around"."""
     edit, about = unlearn(bench, name)
-    trace = edit.trace[(edit.trace["layer"] == edit.layer) & edit.trace["forgotten"]]
-    of_clip = float(trace[trace["by"] == "CLIP"]["step"].min())
+    of_clip = edit.step / LONGER
     before, strong = bench.untouched(ask(name), name), [bench.found(ask(name), name, None)]
     with edit.on(bench.pipe):
         after = bench.found(ask(name), name)
@@ -133,14 +131,12 @@ def names(bench: Bench, name: str) -> list[dict]:
     with slug.Edit({edit.layer: delta}, {edit.layer: of_clip}, name, edit.base).on(bench.pipe):
         short = bench.found(ask(name), name)
     row = {"part": "names", **about, "before": share(before), "after": share(after), "clip_step": share(short),
-           "times": round(edit.step / of_clip, 2),
            "strong_before": share(strong[0]), "strong_after": share(strong[1])}  # fmt: skip
     mine = np.random.default_rng([SEED, len(name), ord(name[0])])
     kinds = ["people"] * 5 + ["characters", "objects", "objects", "objects", "styles"]
-    others = []
-    watched = [n for _, n in slug.GeneratedValidation.of_world(bench.pipe, name, seed=SEED).others]
+    others: list[str] = []
     for kind in kinds:
-        left = [n for n in world.NAMES[kind] if n not in (name, *others, *watched)]
+        left = [n for n in world.NAMES[kind] if n not in (name, *others)]
         others.append(str(mine.choice(left)))
     had = {other: bench.untouched(ask(other), other) for other in others}
     with edit.on(bench.pipe):
@@ -206,12 +202,11 @@ def main() -> None:
     bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
     key = {
         "base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "judge": _print(bench.judge.net),
-        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "clearance": MARGIN, "search": [*LONGER, FARTHER, DAMPING],
+        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "search": [SEARCH.margin, SEARCH.fronts, LONGER, PROBED, DAMPING],
         "guidance": GUIDANCE, "ways": [*ways(world.PEOPLE[0])],
     }  # fmt: skip
     done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
     done = [row for row in done if row.pop("key", None) == key]
-    done += [row for row in shipped(key, parts) if row not in done]
     work = [("names", n) for n in PEOPLE + CHARACTERS] + [("canvas", n) for n in (*world.STYLES, *THINGS)]
     for what, name in [w for w in work if w[0] in parts]:
         if any(row["part"] == what and row["name"] == name for row in done):
@@ -225,6 +220,7 @@ def main() -> None:
         with part.open("a") as file:  # all of a name in one go
             file.write("".join(json.dumps(row | {"key": key}) + "\n" for row in rows))
         print({k: v for k, v in rows[0].items() if k not in ("others", "confused")}, flush=True)
+    done += [row for row in shipped(key, parts) if row not in done]  # now: the other part may be measured beside this
     print(save_results(
         "drawings", done, script="tools/measure_drawings.py", seed=SEED, report_seed=REPORT, seeds=SEEDS,
         guidance=GUIDANCE, strong_guidance=7.5, grid_seeds=GRID_SEEDS, key=key,

@@ -1,12 +1,16 @@
 """Unlearning for a pipeline of Stable Diffusion: its text encoder is CLIP's text tower, so the edit is found on CLIP.
 
-Two things differ from `algorithm.unlearn`, and neither is in the paper. Steps go along g C^-1, which leaves the
-prompts of everything else alone, see `precondition`. And the step that CLIP needs is tried on what the pipeline draws,
-and made longer until it draws the concept no more, see `generated.search_on_generated`.
+`algorithm.unlearn` in the text tower, with some things changed that are not in the paper. CLIP reads a prompt at its
+end, a UNet reads every state of it. So CLIP's last block is left out, see `reaches_all`; steps go along g C^-1, which
+leaves the states of other prompts alone, see `precondition`; they are `LONGER` than CLIP needs; and of the layers that
+forget, that one is taken whose step shifts other prompts least. No picture is drawn: whether the pipeline has
+forgotten is for the report.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,130 +26,114 @@ from ..models import Clip
 from ..pairs import Pairs
 from ..runtime.batches import Memory
 from ..runtime.checks import NothingForgets, nothing_forgot
+from ..runtime.libraries import check_clip
 from ..runtime.text_towers import translate_names
 from ..search import DELTA_DTYPE, StepSearch, by_preference, make_delta, search_layers
 from ..several import in_rounds, merge_all, protected, tasks_of
 from ..targets import fingerprint, weights_of
 from ..validation import Validate
-from .drawing import check_draws
-from .generated import MARGIN, GeneratedScorer, GeneratedValidation, search_on_generated
+from .drawing import check_draws, prompt_states
 from .precondition import input_moments, precondition
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-SEARCH = StepSearch(margin=MARGIN)
+SEARCH = StepSearch(margin=2.0)  # in standard deviations
+LONGER = 2.25  # times the step that CLIP needs for this margin: looked for on eight concepts of the mini world
+PROBED = 64  # of the prompts to preserve, about evenly spaced: by their shift a layer is chosen
 
 
 def unlearn_pipeline(
-    pipe: StableDiffusionPipeline | GeneratedValidation, clip: Clip, concept: str | Pairs | Task | Sequence[str | Task],
-    retain: Pairs | None = None, *, validate: Validate | None = None, search: StepSearch = SEARCH,
-    memory: Memory = Memory(), seed: int = 0,
+    pipe: StableDiffusionPipeline, clip: Clip, concept: str | Pairs | Task | Sequence[str | Task],
+    retain: Pairs | None = None, *, validate: Validate | None = None, preserve: Sequence[str] | None = None,
+    search: StepSearch = SEARCH, memory: Memory = Memory(), seed: int = 0,
 ) -> Edit:  # fmt: skip
     """Find the edit that makes a pipeline draw a concept, or several, no more; pipeline and CLIP are left as they were.
 
-    pipe: a StableDiffusionPipeline whose text encoder is the text tower of `clip`; or a `GeneratedValidation`, which
-        says what it is to draw while searching, and which prompts are to be preserved. That is needed for a forget set
-        of your own; for names of the mini world it is `GeneratedValidation.of_world`.
+    pipe: a StableDiffusionPipeline whose text encoder is the text tower of `clip`.
     concept, retain, validate, search, memory, seed: as for `unlearn`; a list as for `unlearn_several`. Only layers that
-        the pipeline has are looked at, those of all fronts at once; `search.evaluations` tries a layer, on CLIP and
-        then on pictures. That layer is taken after which the retained accuracy of the other pictures, a mean over
-        kinds, has fallen by no more than `search.max_accuracy_drop` and one picture's part.
+        the pipeline has are looked at, those of all fronts at once, and none of CLIP's last block, see `reaches_all`.
+        `search.max_accuracy_drop` is not asked for, and the margin is not halved.
+    preserve: prompts whose states are to stay as they are. None: the captions of the retain set; (): none, then steps
+        go along the gradient, as the paper's do (`LONGER` still), in the layer that keeps most by CLIP's word.
 
-    Raises as `unlearn` does, and ValueError for a pipeline of another kind, of another CLIP, or that draws the concept
-    in none of its pictures.
+    The trace has a column "shift": by how much of their length the states of the prompts to preserve are moved by the
+    step that is taken in a layer. Raises as `unlearn` does, and ValueError for a pipeline of another kind or of
+    another CLIP.
     """
-    given = pipe if isinstance(pipe, GeneratedValidation) else None
-    pipe = given.pipe if given else pipe
+    check_clip(clip)
     check_pipeline_of(pipe, clip)
+    if isinstance(preserve, str):
+        raise ValueError(f"preserve={preserve!r}; give a sequence of texts, or ()")
     if isinstance(concept, Sequence) and not isinstance(concept, str):
+        if retain is not None or validate is not None:
+            raise ValueError("several concepts are given one by one, as Tasks; retain and validate are for one concept")
         tasks = tasks_of(concept, clip, seed)
     else:
         tasks = [as_task(concept, clip, retain, validate, seed)]
-    validations = _validations(pipe, tasks, given, seed)
+    prompts = list(dict.fromkeys(tasks[0].retain.captions if preserve is None else preserve))
 
     def fronts(stats: pd.DataFrame) -> list[list[str]]:  # the layers of all of them at once
-        found = candidate_fronts(search, "text", stats, partial(has_layer, pipe))
+        found = candidate_fronts(search, "text", stats, lambda n: has_layer(pipe, n) and reaches_all(clip, n))
         return [[layer for front in found for layer in front]] if found else []
 
-    gradients = gradients_of(clip, tasks, fronts, memory)
-    directions, tables = protected(clip, gradients, tasks[0].protect, memory)
-    directions = [
-        _preconditioned(pipe, own, validations[task.concept].preserve)
-        for own, task in zip(directions, tasks, strict=True)
-    ]
+    directions, tables = protected(clip, gradients_of(clip, tasks, fronts, memory), tasks[0].protect, memory)
+    layers = list(dict.fromkeys(layer for own in directions for layer in own))
+    moments = input_moments(pipe, prompts, layers) if prompts and layers else {}
+    directions = [{n: precondition(g, moments[n]) if n in moments else g for n, g in own.items()} for own in directions]
     names = [task.concept for task in tasks]
-    find = partial(on_generated, {name: validations[name].prepare(clip, must_know=True) for name in names})
     edits = in_rounds(
         [clip, pipe], {task.concept: task.validate for task in tasks}, dict(zip(names, directions, strict=True)),
-        dict(zip(names, map(fronts, tables), strict=True)), search, find=find,
+        dict(zip(names, map(fronts, tables), strict=True)), search,
+        find=partial(least_shift, pipe, prompts[:: max(1, len(prompts) // PROBED)][:PROBED]),
     )  # fmt: skip
     return merge_all(edits)
 
 
-def _validations(
-    pipe: StableDiffusionPipeline, tasks: Sequence[Task], given: GeneratedValidation | None, seed: int
-) -> dict[str, GeneratedValidation]:
-    """What to draw for each task. ValueError where it is another concept, or has to be given."""
-    names, found = [task.concept for task in tasks], {}
-    if given and len(tasks) > 1:
-        raise ValueError("several names are validated one by one; a validation can be given for one concept only")
-    for name in names:
-        own = given
-        if own is None:
-            others = [other for other in names if other != name]
-            try:
-                own = GeneratedValidation.of_world(pipe, name, seed=seed, without=others)
-            except KeyError as error:
-                raise ValueError(
-                    "a forget set of your own needs a GeneratedValidation in place of the pipeline: what to have drawn"
-                ) from error
-        if own.forget not in name.split(" + ") and name != "the forget set":
-            raise ValueError(f"{name!r} is to be forgotten, the drawn validation asks for {own.forget!r}")
-        found[name] = own
-    return found
-
-
-def _preconditioned(
-    pipe: StableDiffusionPipeline, directions: Mapping[str, Tensor], preserve: Sequence[str]
-) -> dict[str, Tensor]:
-    """Directions of a concept's layers, turned so that they leave the prompts to preserve alone."""
-    moments = input_moments(pipe, preserve, list(directions)) if preserve else {}
-    return {layer: precondition(g, moments[layer]) if layer in moments else g for layer, g in directions.items()}
-
-
-def on_generated(
-    scorers: Mapping[str, GeneratedScorer], clip: Clip, concept: str, validate: Validate,
+def least_shift(
+    pipe: StableDiffusionPipeline, prompts: Sequence[str], clip: Clip, concept: str, validate: Validate,
     directions: Mapping[str, Tensor], fronts: Sequence[Sequence[str]], search: StepSearch,
 ) -> Edit:  # fmt: skip
-    """As `algorithm.best_edit`, with the last word left to what the pipeline draws."""
-    scorer, traces = scorers[concept], []
-    enough = scorer.retaining().get("retain_accuracy", 0.0) - search.max_accuracy_drop
-    if scorer.validation.others:
-        enough -= 1 / len(scorer.validation.others)
-    for margin in (search.margin, search.margin / 2)[: 2 if search.rule == "margin" else 1]:
-        found, by_clip = {}, False
-        for front in fronts:
-            more = search_layers(clip, directions, front, validate, replace(search, margin=margin))
-            traces += [one.trace.assign(asked=margin, by="CLIP") for one in more.values()]
-            begin = {layer: one.step for layer, one in more.items() if one.step is not None}
-            by_clip |= bool(begin)
-            more = search_on_generated(directions, begin, scorer, enough, search)
-            traces += [one.trace.assign(asked=MARGIN, by="pictures") for one in more.values()]
-            found |= more
-            best = next(iter(by_preference(found)), None)
-            if best is not None and found[best].score.get("retain_accuracy", 0.0) >= enough:
-                break
-        trace = pd.concat([pd.DataFrame(), *traces], ignore_index=True)
-        if fronts and best is not None:
-            step = float(found[best].step)
-            delta = make_delta(directions[best], step).cpu()
-            return Edit({best: delta}, {best: step}, concept, fingerprint(clip), trace=trace)
-        if by_clip:  # CLIP forgot, the painter did not: shorter steps will not do better
-            drawn = trace[trace["by"] == "pictures"]
-            error = nothing_forgot(concept, search.evaluations, drawn)
-            raise NothingForgets(f"the pipeline still draws it: {error}", drawn)
-    raise nothing_forgot(concept, search.evaluations, trace)
+    """As `algorithm.best_edit`, but `LONGER`, and in the layer whose step shifts the states of prompts least."""
+    layers = list(dict.fromkeys(layer for front in fronts for layer in front))
+    found = search_layers(clip, directions, layers, validate, search)
+    edits = {}
+    for layer in by_preference(found):
+        delta = make_delta(directions[layer], step := LONGER * float(found[layer].step)).cpu()
+        if torch.isfinite(delta).all():
+            edits[layer] = Edit({layer: delta}, {layer: step}, concept, fingerprint(clip))
+    shifts = {layer: shift(pipe, edit, prompts) for layer, edit in edits.items()}
+    tables = [one.trace.assign(shift=shifts.get(layer, math.nan)) for layer, one in found.items()]
+    trace = pd.concat([pd.DataFrame(), *tables], ignore_index=True)
+    if not edits and by_preference(found):
+        raise NothingForgets(f"CLIP forgets {concept!r}, but no step {LONGER} times as long fits half precision", trace)
+    if not edits:
+        raise nothing_forgot(concept, search.evaluations, trace)
+    return replace(edits[min(shifts, key=shifts.__getitem__)], trace=trace)
+
+
+@torch.no_grad()
+def shift(pipe: StableDiffusionPipeline, edit: Edit, prompts: Sequence[str]) -> float:
+    """By how much of its length an edit moves what the text encoder says of prompts, the mean over positions."""
+    if not prompts:
+        return 0.0
+    before = prompt_states(pipe, prompts).float()
+    with edit.on(pipe, force=True):  # checked at the door
+        after = prompt_states(pipe, prompts).float()
+    return ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
+
+
+def reaches_all(clip: Clip, layer: str) -> bool:
+    """Is a layer of the text tower in front of CLIP's last block?
+
+    Of that block's output CLIP takes the end of the text alone. So a gradient in it says how to change the end, and
+    nothing of the other positions, which a UNet reads as well.
+    """
+
+    def block(name: str) -> int:
+        return int((re.search(r"\.(\d+)\.", name) or [0, -1])[1])
+
+    return block(layer) < max(block(name) for name in clip.weights() if clip.tower(name) == "text")
 
 
 def has_layer(target: object, layer: str) -> bool:
