@@ -24,7 +24,7 @@ from .validation import Scorer, Validate, Validation, scorer_of
 
 @dataclass(frozen=True)
 class Task:
-    """One concept to forget: its sets, how to score a model, its name; protect: a set for each concept to stay."""
+    """One concept: its sets, how to score a model, its name; protect: sets to stay, asked for with several names."""
 
     forget: Pairs
     retain: Pairs
@@ -41,7 +41,7 @@ def as_task(
     concept: object, clip: Clip, retain: Pairs | None = None, validate: Validate | None = None, seed: int = 0,
     without: Sequence[str] = (),
 ) -> Task:  # fmt: skip
-    """Whatever says what to forget, as a `Task`. What a name means a world says: `world.tasks` registers strings.
+    """Whatever says what to forget, as a `Task`; strings are registered by `world/tasks.py`, which knows the names.
 
     without: names of concepts that are to go as well, and so are neither retained nor scored.
     """
@@ -83,27 +83,27 @@ def unlearn(
     check_clip(clip)
     check_tower(tower)
     task = as_task(concept, clip, retain, validate, seed)
-    fronts = partial(candidate_fronts, search, tower)
-    (gradients,) = gradients_of(clip, [task], fronts, memory)
-    return best_edit(clip, task.concept, task.validate, gradients.forget, fronts(gradients.stats), search)
+    fronts_of = partial(candidate_fronts, search, tower)
+    (gradients,) = gradients_of(clip, [task], fronts_of, memory)
+    return best_edit(clip, task.concept, task.validate, gradients.forget, fronts_of(gradients.stats), search)
 
 
 def candidate_fronts(
     search: StepSearch, tower: str | None, stats: pd.DataFrame, fits: Callable[[str], bool] = lambda layer: True
 ) -> list[list[str]]:
     """The fronts to look on, of the layers of a tower (None: both) that fit what the edit is for."""
-    open_to = [layer for layer in stats.index if tower in (None, stats["tower"][layer]) and fits(layer)]
-    return pareto_fronts(stats.loc[open_to], search.fronts, by=search.measure)
+    allowed = [layer for layer in stats.index if tower in (None, stats["tower"][layer]) and fits(layer)]
+    return pareto_fronts(stats.loc[allowed], search.fronts, by=search.measure)
 
 
 def gradients_of(
-    clip: Clip, tasks: Sequence[Task], fronts: Callable[[pd.DataFrame], list[list[str]]], memory: Memory
+    clip: Clip, tasks: Sequence[Task], fronts_of: Callable[[pd.DataFrame], list[list[str]]], memory: Memory
 ) -> list[Gradients]:
-    """The gradients of all tasks at the weights as they are, kept for the layers of the fronts alone."""
+    """The gradients of all tasks (the first one's retain set serves all), kept for the layers of the fronts alone."""
     # given a group of the layers, its fronts hold all that are on the fronts of the whole
     return one_shot_gradients(
         clip, [task.forget for task in tasks], tasks[0].retain, batch_size=memory.batch_size, passes=memory.passes,
-        keep=lambda stats: [layer for front in fronts(stats) for layer in front],
+        keep=lambda stats: [layer for front in fronts_of(stats) for layer in front],
     )  # fmt: skip
 
 
@@ -115,14 +115,14 @@ def best_edit(
 
     directions: for each layer what to step along. Where no layer's margin gets as wide as asked, half is asked for.
     """
-    score, traces = scorer_of(validate, clip), [pd.DataFrame()]
-    untouched = score.retaining() if isinstance(score, Scorer) else score()
+    scorer, traces = scorer_of(validate, clip), [pd.DataFrame()]
+    untouched = scorer.retaining() if isinstance(scorer, Scorer) else scorer()
     enough = untouched.get("retain_accuracy", 0.0) - search.max_accuracy_drop
     for margin in (search.margin, search.margin / 2)[: 2 if search.rule == "margin" else 1]:
         found: dict[str, Found] = {}
         for front in fronts:
             new = [layer for layer in front if layer not in found]
-            found |= search_layers(clip, directions, new, score, replace(search, margin=margin))
+            found |= search_layers(clip, directions, new, scorer, replace(search, margin=margin))
             traces += [found[layer].trace.assign(asked=margin) for layer in new]
             layer = next(iter(by_preference(found)), None)
             if layer is not None and found[layer].score.get("retain_accuracy", 0.0) >= enough:

@@ -26,7 +26,7 @@ RULES = ("margin", "top1", "top5")
 
 @dataclass(frozen=True)
 class StepSearch:
-    """How the step and its layer are looked for.
+    """How the step and its layer are looked for. The paper's own search is StepSearch(rule="top1", fronts=1).
 
     rule: when a concept is forgotten, by its validation pictures. "top1": none is recognised (the paper's FA@1 = 0);
         "top5": its name is among the best five for none (the released code's); "margin": none is recognised, and the
@@ -109,13 +109,14 @@ def search_step(
     weight = clip.weights()[layer]
     if gradient.shape != weight.shape:
         raise ValueError(f"the gradient is {tuple(gradient.shape)}, the weight {layer!r} is {tuple(weight.shape)}")
-    score, original, rows = scorer_of(validate, clip).at(layer), weight.detach().clone(), []
+    scorer, original, rows = scorer_of(validate, clip).at(layer), weight.detach().clone(), []
     try:
-        step = try_steps(weight, gradient, score.forgetting, search, rows)
-        if step is not None:
-            weight.copy_(add_delta(original, make_delta(gradient, step)))
-            best = next(row for row in rows if row["step"] == step)
-            best |= score.retaining()
+        with eval_mode(clip.model):
+            step = try_steps(weight, gradient, scorer.forgetting, search, rows)
+            if step is not None:
+                weight.copy_(add_delta(original, make_delta(gradient, step)))
+                best = next(row for row in rows if row["step"] == step)
+                best |= scorer.retaining()
     finally:
         weight.copy_(original)
     trace = pd.DataFrame([{"layer": layer, "evaluation": k, **row} for k, row in enumerate(rows)])
@@ -144,14 +145,13 @@ def search_layers(
     clip: Clip, directions: Mapping[str, Tensor], layers: Sequence[str], validate: Validate,
     search: StepSearch = StepSearch(),
 ) -> dict[str, Found]:  # fmt: skip
-    """The step search in each of `layers`, along its direction, in eval mode; what cannot change is embedded once."""
+    """The step search in each of `layers`, along its direction; what cannot change is embedded once."""
     found: dict[str, Found] = {}
-    with eval_mode(clip.model):
-        score = scorer_of(validate, clip)
-        # from the front of a tower to its back, so that each starts from what the one before has kept
-        ordered = sorted(layers, key=lambda layer: len(blocks_before(clip, layer)))
-        for layer in bar(ordered, desc="step search"):
-            found[layer] = search_step(clip, layer, directions[layer], score, search)
+    scorer = scorer_of(validate, clip)
+    # from the front of a tower to its back, so that each starts from what the one before has kept
+    ordered = sorted(layers, key=lambda layer: len(blocks_before(clip, layer)))
+    for layer in bar(ordered, desc="step search"):
+        found[layer] = search_step(clip, layer, directions[layer], scorer, search)
     return {layer: found[layer] for layer in layers}
 
 

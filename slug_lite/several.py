@@ -51,9 +51,9 @@ def unlearn_several(
     Each concept gets its own layer and step, along a direction taken at the original weights; steps are looked for
     with the others' edits on, in two rounds.
 
-    concepts: names of the mini world, or `Task`s. tower, search, memory: as for `unlearn`, which raises the same.
+    concepts: names of the mini world, or `Task`s, which share the first one's retain set. Others: as for `unlearn`.
     protect: sets of pairs, one for each concept that is to stay, whose gradients are projected out of every step.
-        None: what the tasks say, for names every other name of the world; () steps along whole gradients, as the
+        None: what the first task says, for a name every other of the world; () steps along whole gradients, as the
         paper does. As many gradients as it has sets are held at a time, of a `memory.passes`-th of the layers searched.
     """
     check_clip(clip)
@@ -66,12 +66,12 @@ def unlearn_several(
         for some in protect:
             check_disjoint(task.forget, some, "protect")
 
-    fronts = partial(candidate_fronts, search, tower)
-    directions, tables = protected(clip, gradients_of(clip, tasks, fronts, memory), protect, memory)
+    fronts_of = partial(candidate_fronts, search, tower)
+    directions, tables = protected(clip, gradients_of(clip, tasks, fronts_of, memory), protect, memory)
     names = [task.concept for task in tasks]
     return merge_all(in_rounds(
         [clip], {task.concept: task.validate for task in tasks}, dict(zip(names, directions, strict=True)),
-        dict(zip(names, map(fronts, tables), strict=True)), search,
+        dict(zip(names, map(fronts_of, tables), strict=True)), search,
     ))  # fmt: skip
 
 

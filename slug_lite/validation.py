@@ -67,7 +67,7 @@ class Scorer:
         pairs = {group: validation.pairs[rows] for group, rows in groups.items()}
         self.pixels = {group: clip.pixels(some) for group, some in pairs.items() if len(some)}
         self.labels = {kind: labels(pairs["rest"], names) for kind, names in validation.names.items()}
-        self.kept: dict[str, Replay] = {}  # of what is asked once a layer: for the next, deeper layer to start from
+        self.kept: dict[str, Replay] = {}  # shared by all `at`: activations for the next, deeper layer to start from
         self.tail: FromLayer | None = None
         # the concept's pictures and all others apart, and the names of each kind: each can be asked for alone
         self.embedded = {part: self._embed(part) for part in (*self.pixels, *validation.names)}
@@ -123,7 +123,7 @@ Validate = Validation | Scorer | FunctionScorer | Callable[[Clip], Score]
 
 
 def scorer_of(validate: Validate, clip: Clip) -> Scorer | FunctionScorer:
-    """The one door for all that says how a model is scored. ValueError for what does not."""
+    """The one door for all that says how a model is scored; scorers pass unchanged. ValueError for what does not."""
     if isinstance(validate, (Scorer, FunctionScorer)):
         return validate
     if isinstance(validate, Validation):

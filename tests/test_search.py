@@ -266,3 +266,29 @@ def test_the_layer_that_keeps_most_comes_first_and_then_the_one_of_least_loss():
     assert by_preference({"a": found(0.9, 0.3), "b": found(0.9, 0.2)}) == ["b", "a"]
     assert by_preference({"a": found(0.8, 0), "b": found(0.9, 1), "c": nothing, "d": found(0.9, 0)}) == ["d", "b", "a"]
     assert by_preference({"c": nothing}) == [] == by_preference({})
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_one_layer_is_searched_in_eval_mode_as_well(tiny, gradient, outer):
+    """Also where only one layer is looked at, and where a function is asked without any search."""
+    tiny.model.train(outer)
+    seen = []
+
+    def score(clip):
+        seen.append({module.training for module in clip.model.modules()})
+        return {"forget_accuracy": 0.0}
+
+    search_step(tiny, LAYER, gradient, score, StepSearch(rule="top1", evaluations=2))
+    FunctionScorer(score, tiny)()
+    assert seen == [{False}] * 3 and tiny.model.training is outer
+
+
+def test_validations_are_scored_in_eval_mode_by_search_step(tiny, gradient):
+    """A tower that drops half of what it knows while it trains: the same scores in either mode."""
+    tiny.model.transformer.resblocks[1].mlp.append(torch.nn.Dropout(0.5))
+    check = small_validation("Ada Sunfield", n=4, rest=8)
+    found = []
+    for mode in (True, False):
+        tiny.model.train(mode)
+        found.append(search_step(tiny, LAYER, gradient, check, StepSearch(evaluations=2)).trace)
+    assert found[0].equals(found[1])

@@ -1,1 +1,1 @@
-"""What saves work and what other libraries call things: the trunk leans on this wing alone, by names taken on trust."""
+"""What saves work, other libraries' names, small mathematics: the trunk leans on this wing alone, on trust."""

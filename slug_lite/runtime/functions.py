@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .modes import eval_mode
+
 
 @dataclass(frozen=True)
 class FunctionScorer:
-    """Any function of the model as a `validation.Scorer`: asked everything at once, nothing of it kept."""
+    """Any function of the model as a `validation.Scorer`: asked everything at once in eval mode, nothing kept."""
 
     function: Callable[[Any], Mapping[str, float]]
     clip: Any
@@ -19,7 +21,8 @@ class FunctionScorer:
 
     def forgetting(self) -> dict[str, float]:
         """All that the function says. ValueError where "forget_accuracy" is not among it."""
-        score = dict(self.function(self.clip))
+        with eval_mode(self.clip.model):
+            score = dict(self.function(self.clip))
         if "forget_accuracy" not in score:
             raise ValueError(f"the validation returned {sorted(score)}; 'forget_accuracy' must be among them")
         return score

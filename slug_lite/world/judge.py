@@ -3,7 +3,7 @@
 It is trained on the mini world's drawings alone and shares nothing with mini CLIP, so that what it says about
 generated pictures is no echo of the model that was edited. Each of its four heads (people, characters, objects,
 styles) has one class more than there are names: "none of these", learnt from the other kinds' pictures, and from
-people who are nobody, halves and blends of two pictures, snippets, blurs and noise (see `pretrain_judge`).
+people who are nobody, halves and blends of two pictures, snippets, blurs and noise (see `pretrain.judge`).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def pixels(images: Pairs | np.ndarray | Sequence[Image.Image]) -> Tensor:
 
 
 def load_judge(folder: str | Path | None = None) -> Judge:
-    """The judge of the mini world, as shipped with the package, or one that `pretrain_judge` wrote to `folder`.
+    """The judge of the mini world, as shipped with the package, or one that `pretrain.judge` wrote to `folder`.
 
     Raises FileNotFoundError for a missing folder or file, ValueError for files that are damaged or do not match.
     """
