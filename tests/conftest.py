@@ -3,22 +3,55 @@
 import copy
 import inspect
 import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent / "device"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from small_clips import TINY
+from stand_in import stand_in
 
 import slug_lite as slug
 from slug_lite.pretrain.clip import build_clip
 
 
+def pytest_addoption(parser):
+    parser.addoption("--stand-in", action="store_true", help="models lie on a stand-in for a GPU, see tests/device")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cpu_only(why): is skipped on the stand-in for a GPU")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items if config.getoption("--stand-in") else ():
+        if (mark := item.get_closest_marker("cpu_only")) is not None:
+            item.add_marker(pytest.mark.skip(reason=f"on the CPU only: {mark.args[0]}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session):
+    with stand_in() if session.config.getoption("--stand-in") else nullcontext():
+        return (yield)
+
+
 @pytest.fixture(scope="session")
-def _tiny():
-    return build_clip(TINY, seed=1)
+def device(request):
+    """Where models lie."""
+    return torch.device("cuda" if request.config.getoption("--stand-in") else "cpu")
+
+
+@pytest.fixture(scope="session")
+def _tiny(device):
+    clip = build_clip(TINY, seed=1)
+    clip.model.to(device)
+    return clip
 
 
 @pytest.fixture
@@ -27,8 +60,8 @@ def tiny(_tiny):
 
 
 @pytest.fixture(scope="session")
-def _mini():
-    return slug.load_clip("mini", device="cpu")
+def _mini(device):
+    return slug.load_clip("mini", device=device)
 
 
 @pytest.fixture
@@ -37,6 +70,12 @@ def mini(_mini):
     before = {n: p.detach().clone() for n, p in _mini.weights().items()}
     yield _mini
     assert all(torch.equal(before[n], p) for n, p in _mini.weights().items()), "the test changed the shared model"
+
+
+@pytest.fixture(scope="session")
+def mini_scores(_mini):
+    """What mini CLIP scores as it is, to be held against `evaluate(n=6)` with an edit on."""
+    return slug.evaluate(_mini, n=6)
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def vae_loss(vae: nn.Module, x: Tensor, recipe: VaeRecipe, step: int) -> Tensor:
 @torch.no_grad()
 def psnr(vae: nn.Module, images: np.ndarray) -> float:
     """Peak signal-to-noise ratio of the autoencoder's pictures, in dB, the mean over uint8 (n, S, S, 3)."""
-    x = signed(images)
+    x = signed(images).to(vae.device)
     y = torch.cat([vae.decode(vae.encode(b).latent_dist.mean).sample for b in x.split(64)]).clamp(-1, 1)
     return (10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)).clamp_min(1e-10))).mean().item()
 
