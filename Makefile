@@ -7,6 +7,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?= python3.12 python3.13 python3.11 python3 python
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2
 
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
@@ -16,18 +17,34 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # progress bars draw dead widgets into built pages
 export TQDM_DISABLE := 1
 
-.PHONY: book test bench lint env requirements clean
+.PHONY: book test bench stand-in mutants mutants-by-hand lint env requirements clean
 
 book: env
 	$(PY) tools/build_book.py
 
+# Two cores do more with one thread in each of two processes than with two threads in one. A file is never divided.
+# TEST_JOBS=0 runs one test after the other, as pytest alone does.
 test: env
 	$(PY) -m ruff check .
-	$(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 # Costs against plain procedures: a table in the book, not a test. BENCH="search mini" runs the lines that hold all these words.
 bench: env
 	$(PY) tests/bench/run.py $(BENCH)
+
+# Every chapter, its exercises' solutions and the tests of the trunk with a stand-in for a GPU, as devices are mixed up there.
+stand-in: env
+	$(PY) tools/run_on_stand_in.py --solutions --trunk
+
+# Small mistakes that mutmut makes in the trunk, against each room's tests; goes on where it stopped. ROOMS="edit" JOBS=1
+mutants: env
+	@$(PY) -c 'import mutmut' 2>/dev/null || \
+	  $(PY) -m pip install --quiet --constraint requirements.txt --no-build-isolation --editable '.[mutants]'
+	$(PY) tools/mutants.py mutmut $(ROOMS) $(if $(JOBS),--jobs $(JOBS))
+
+# Those that tests/mutants.toml lists: at least 95 of 100 must be noticed. ROOMS="losses runtime/"
+mutants-by-hand: env
+	$(PY) tools/mutants.py hand $(ROOMS)
 
 lint: env
 	$(PY) -m ruff check .

@@ -16,8 +16,15 @@ OTHER = "visual.proj"
 
 def make(clip, layer=LAYER, seed=0, concept="Ada Sunfield"):
     torch.manual_seed(seed)
-    delta = 0.3 * torch.randn_like(clip.weights()[layer])
+    delta = 0.3 * torch.randn(clip.weights()[layer].shape)  # on the CPU, as all edits are
     return slug.Edit({layer: delta.half()}, {layer: 1.5}, concept, slug.fingerprint(clip))
+
+
+def plus(values, *edits):
+    """A weight's values with the deltas of edits added, one after the other."""
+    for edit in edits:
+        values = values + edit.delta.to(values)
+    return values
 
 
 def state(clip):
@@ -34,7 +41,7 @@ def test_on_changes_one_tensor_and_restores_it(tiny):
         assert inside is tiny
         now = state(tiny)
         assert [n for n in now if not torch.equal(now[n], before[n])] == [LAYER]
-        assert torch.equal(now[LAYER], before[LAYER] + edit.delta.float())
+        assert torch.equal(now[LAYER], plus(before[LAYER], edit))
     assert same(state(tiny), before) and len(stacks.STACKS) == 0
 
 
@@ -73,7 +80,7 @@ def test_edits_nest_and_come_off_in_any_order(tiny, order):
         remaining.remove(k)
         expected = {n: t.clone() for n, t in before.items()}
         for i in remaining:
-            expected[edits[i].layer] = expected[edits[i].layer] + edits[i].delta.float()
+            expected[edits[i].layer] = plus(expected[edits[i].layer], edits[i])
         assert same(state(tiny), expected)
     assert same(state(tiny), before)
 
@@ -81,14 +88,14 @@ def test_edits_nest_and_come_off_in_any_order(tiny, order):
 def test_the_same_edit_twice(tiny):
     edit, before = make(tiny), state(tiny)
     with edit.on(tiny), edit.on(tiny):
-        assert torch.equal(tiny.weights()[LAYER], before[LAYER] + edit.delta.float() + edit.delta.float())
+        assert torch.equal(tiny.weights()[LAYER], plus(before[LAYER], edit, edit))
     assert same(state(tiny), before)
 
 
 def test_apply_and_revert(tiny):
     edit, before = make(tiny), state(tiny)
     edit.apply(tiny)
-    assert torch.equal(tiny.weights()[LAYER], before[LAYER] + edit.delta.float())
+    assert torch.equal(tiny.weights()[LAYER], plus(before[LAYER], edit))
     with pytest.raises(ValueError, match="was made for the model"):
         edit.apply(tiny)  # the model is another one now
     edit.revert(tiny)
@@ -99,7 +106,8 @@ def test_apply_under_an_edit_that_is_on(tiny):
     edit, other, before = make(tiny), make(tiny, seed=5), state(tiny)
     with other.on(tiny):
         edit.apply(tiny)
-    assert torch.equal(tiny.weights()[LAYER], before[LAYER] + edit.delta.float())
+    assert torch.equal(tiny.weights()[LAYER], plus(before[LAYER], edit))
+    assert not stacks.STACKS and slug.fingerprint(tiny) != edit.base  # for good: it is not one that is on
 
 
 def test_saved_and_loaded_bit_for_bit(tiny, tmp_path):
@@ -146,9 +154,14 @@ def test_another_base_model_is_refused_unless_told(tiny):
     before = state(other)
     with pytest.raises(ValueError, match="was made for the model"), edit.on(other):
         pass
+    for put_on in (edit.check, edit.apply):
+        with pytest.raises(ValueError, match="was made for the model"):
+            put_on(other)
     with edit.on(other, force=True):
         assert not same(state(other), before)
     assert same(state(other), before)
+    edit.apply(other, force=True)
+    assert torch.equal(state(other)[LAYER], plus(before[LAYER], edit))
 
 
 def test_merge(tiny):
@@ -173,10 +186,22 @@ def test_merge(tiny):
     large = slug.Edit({LAYER: torch.full_like(a.delta, 6e4)}, {LAYER: 1.0}, "large", a.base)
     with pytest.raises(ValueError, match="does not fit into half precision"):
         slug.merge([large, large])
-    with pytest.raises(ValueError, match="not finite"):
-        slug.Edit({LAYER: torch.full_like(a.delta, float("nan"))}, {LAYER: 1.0}, "x", a.base)
+    for bad in ("nan", "inf"):
+        delta = a.delta.clone()
+        delta[0, 0] = float(bad)
+        with pytest.raises(ValueError, match="not finite"):
+            slug.Edit({LAYER: delta}, {LAYER: 1.0}, "x", a.base)
     with pytest.raises(ValueError, match="same layers"):
         slug.Edit({LAYER: a.delta}, {}, "x", a.base)
+
+
+def test_edits_of_older_versions_are_merged_with_newer_ones(tiny):
+    """They do not say which text tower they belong to; what is merged says what any of them does."""
+    new = make(tiny, seed=1)
+    old = slug.Edit(new.deltas, new.steps, "old", new.base.partition("-")[0])
+    assert old.base != new.base and {slug.merge(both).base for both in ([old, new], [new, old])} == {new.base}
+    with slug.merge([old, new]).on(tiny):
+        pass
 
 
 def test_an_interrupt_while_it_goes_on_leaves_nothing_behind(tiny, monkeypatch):
@@ -248,4 +273,5 @@ def test_merged_edits_of_low_rank_stay_so(tiny, tmp_path):
     assert torch.allclose(low.deltas[LAYER].float(), summed, atol=2e-3 * summed.abs().max().item())
     again = slug.Edit.load(low.save(tmp_path / "low.safetensors"))
     assert all(torch.equal(again.deltas[layer], low.deltas[layer]) for layer in low.layers)
+    assert all(torch.equal(again.factors[n][side], low.factors[n][side]) for n in low.layers for side in (0, 1))
     assert slug.merge([a.low_rank(1), b]).factors is None

@@ -1,19 +1,26 @@
 """Gradients against plain autograd, the sign, and a model that is left as it was."""
 
+import copy
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from small_clips import resnet
 
 import slug_lite as slug
 from slug_lite import Pairs, search
 from slug_lite import gradients as G
 
 
+def embedded(clip, pairs):
+    return clip.model.encode_image(clip.pixels(pairs)), clip.model.encode_text(clip.tokens(pairs.captions))
+
+
 def by_autograd(clip, pairs, loss):
     """The gradient of a loss over all pairs at once, in the most direct way."""
-    x = F.normalize(clip.model.encode_image(clip.pixels(pairs)), dim=-1)
-    y = F.normalize(clip.model.encode_text(clip.tokens(pairs.captions)), dim=-1)
+    x, y = (F.normalize(z, dim=-1) for z in embedded(clip, pairs))
     names, weights = zip(*[(n, w) for n, w in clip.weights().items() if slug.editable(n, w)], strict=True)
     return dict(zip(names, torch.autograd.grad(loss(x, y), weights), strict=True))
 
@@ -33,7 +40,15 @@ def test_equal_to_plain_autograd_whatever_the_batch_size(tiny, sets, batch_size)
     out = slug.one_shot_gradients(tiny, forget, retain, batch_size=batch_size)
     g_f = by_autograd(tiny, forget, lambda x, y: (1 - (x * y).sum(1)).mean())
     g_r = by_autograd(tiny, retain, contrastive(tiny))
-    assert list(out.stats.index) == list(g_f) == list(out.forget)
+    assert list(out.stats.index) == list(g_f) == list(out.forget) and out.stats.index.name == "layer"
+    assert list(out.stats) == [
+        "tower", "weight_norm", "forget_norm", "retain_norm", "importance", "alignment", "cosine",
+    ]  # fmt: skip
+    with torch.no_grad():
+        x, y = (F.normalize(z, dim=-1) for z in embedded(tiny, forget))
+        assert out.forget_loss == pytest.approx((1 - (x * y).sum(1)).mean().item(), rel=1e-5)
+        x, y = (F.normalize(z, dim=-1) for z in embedded(tiny, retain))
+        assert out.retain_loss == pytest.approx(contrastive(tiny)(x, y).item(), rel=1e-5)
     for name, row in out.stats.iterrows():
         torch.testing.assert_close(out.forget[name], g_f[name], rtol=1e-3, atol=1e-6)
         weight = tiny.weights()[name]
@@ -178,6 +193,99 @@ def test_losses_that_are_not_finite_are_refused(tiny, sets):
         tiny.weights()["visual.proj"][0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         slug.one_shot_gradients(tiny, *sets)
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    for bad in ("forget_norm", "retain_norm"):
+        stats = pd.DataFrame({"forget_norm": [1.0, 2.0], "retain_norm": [1.0, 2.0]})
+        G.Gradients(stats, {}, 1.0, 1.0)
+        stats.loc[1, bad] = float("inf")
+        with pytest.raises(ValueError, match="not finite"):
+            G.Gradients(stats, {}, 1.0, 1.0)
+    for losses in ((float("nan"), 1.0), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="not finite"):
+            G.Gradients(stats[:1], {}, *losses)
+
+
+def test_alignment_has_no_sign_and_cosine_has(tiny):
+    """Where forgetting helps the retain loss most, the paper's measure is as large as where it hurts most."""
+    weight = tiny.weights()["text_projection"].detach()
+    g = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    g = 1e-3 * g
+    with torch.no_grad():
+        weight.mul_(0.1 / weight.norm())
+    for factor, cosine in ((-0.5, -1.0), (3.0, 1.0), (0.0, 0.0)):
+        (row,) = G.layer_stats(tiny, {"text_projection": g}, {"text_projection": factor * g}).itertuples()
+        assert row.cosine == pytest.approx(cosine) and row.alignment == pytest.approx(abs(cosine))
+        assert row.retain_norm == pytest.approx(abs(factor) * row.forget_norm)
+        assert row.importance == pytest.approx((g.norm() / weight.norm()).item())
+
+
+def test_weights_that_a_loss_does_not_reach_and_weights_of_zero_have_no_importance(tiny, sets):
+    """No gradient is a gradient of zero, and nothing is divided by zero."""
+    tiny.model.visual.register_parameter("idle", torch.nn.Parameter(torch.ones(2, 3)))
+    with torch.no_grad():
+        tiny.weights()["text_projection"].zero_()
+    found = slug.one_shot_gradients(tiny, *sets, layers=lambda name, _: name in ("visual.idle", "text_projection"))
+    idle, zero = found.stats.loc["visual.idle"], found.stats.loc["text_projection"]
+    assert torch.equal(found.forget["visual.idle"], torch.zeros_like(tiny.weights()["visual.idle"]))
+    assert idle.forget_norm == idle.retain_norm == idle.importance == idle.cosine == 0
+    assert zero.weight_norm == zero.importance == 0 and zero.forget_norm > 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"batch_size": 3}, {"batch_size": 4, "passes": 3}, {"batch_size": 3, "contrastive_batch": 8}]
+)
+def test_progress_ends_where_it_says(tiny, sets, monkeypatch, settings):
+    bars, right = [], G.bar
+
+    def watched(*args, **kwargs):
+        bars.append({"of": kwargs["total"], "done": 0, "show": kwargs["show"]})
+        made = right(*args, **kwargs)
+        made.update = lambda n=1: bars[-1].update(done=bars[-1]["done"] + n)
+        return made
+
+    monkeypatch.setattr(G, "bar", watched)
+    slug.one_shot_gradients(tiny, [sets[0], sets[0][:5]], sets[1], **settings)
+    slug.one_shot_gradients(tiny, *sets, progress=False)
+    assert all(one["of"] == one["done"] > 0 for one in bars) and [one["show"] for one in bars] == [True, False]
+
+
+def test_no_more_than_a_micro_batch_and_a_group_of_layers_at_a_time(tiny, sets, spy, monkeypatch):
+    groups, rows, right = spy(G, "only_gradients_of"), [], slug.Clip.image_features
+    monkeypatch.setattr(slug.Clip, "image_features", lambda clip, x: rows.append(len(x)) or right(clip, x))
+    slug.one_shot_gradients(tiny, *sets)
+    assert len(groups) == 1 and max(rows) == 20  # all of them, where nothing is said
+    groups.clear()
+    rows.clear()
+    found = slug.one_shot_gradients(tiny, *sets, batch_size=3, passes=4)
+    assert max(rows) == 3 and len(groups) == 4
+    assert sorted(name for one in groups for name in one["names"]) == sorted(found.stats.index)
+    rows.clear()
+    G.forget_gradients(tiny, [sets[0], sets[1][:5]], batch_size=4)
+    assert rows == [4, 2, 4, 1]
+
+
+def test_every_forget_set_is_checked(tiny, sets):
+    forget, retain = sets
+    zorbo = slug.toonworld.pairs("Zorbo", n=6, size=32)
+    retain = retain[[k for k, names in enumerate(retain.concepts) if "Zorbo" not in names]]
+    with pytest.raises(ValueError, match="3 retain pairs are about Zorbo"):
+        slug.one_shot_gradients(tiny, [forget, zorbo[:3]], retain + zorbo[3:])
+    with pytest.raises(ValueError, match="forget set has 1"):
+        slug.one_shot_gradients(tiny, [forget, forget[:1]], retain)
+
+
+def test_gradients_are_those_of_eval_mode():
+    """Batch normalisation would look at the batch, and remember it."""
+    trains, world = resnet(), slug.toonworld
+    small = world.pairs("Ada Sunfield", n=3, size=32), world.retain(["Ada Sunfield"], n=5, size=32)
+    wanted = slug.one_shot_gradients(trains, *small)
+    trains.model.train()
+    before = copy.deepcopy(trains.model.state_dict())
+    found = slug.one_shot_gradients(trains, *small)
+    assert found.stats.equals(wanted.stats) and found.retain_loss == wanted.retain_loss
+    assert trains.model.training and all(torch.equal(t, before[n]) for n, t in trains.model.state_dict().items())
 
 
 def test_several_forget_sets_share_one_retain_gradient(tiny, sets):

@@ -1,7 +1,9 @@
 """Loading: open_clip's own format, and a clear refusal of everything that is not what it should be."""
 
 import json
+import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -9,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_clips import TINY
+from small_clips import TINY, transformers
 
 import slug_lite as slug
 from slug_lite.pretrain.clip import ClipRecipe, save_clip
+from slug_lite.runtime import checkpoints
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -30,36 +33,61 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "tiny")
 
 
-def test_mini_is_an_open_clip_model():
-    clip = slug.load_clip("mini", device="cpu")
+def test_mini_is_an_open_clip_model(device):
+    clip = slug.load_clip("mini", device=device)
     assert type(clip.model) is open_clip.CLIP and not clip.model.training
     assert type(clip.tokenizer) is open_clip.SimpleTokenizer and clip.tokenizer.context_length == 24
     assert clip.image_size == 64 and clip.dtype == torch.float32
     assert clip.pixels(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 3, 64, 64)
+    assert slug.fingerprint(slug.load_clip(device="cpu")) == slug.fingerprint(clip)  # where none is named
 
 
-def test_loading_makes_one_model_and_one_tokenizer_and_reads_the_weights_once(spy):
+@pytest.mark.parametrize("name", ["mini", "mini-without-ada", "local-dir:here", "ViT-B-32-quickgelu/laion400m_e32"])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_device_and_precision_reach_every_loader(name, gpu, monkeypatch):
+    """None is a GPU where there is one."""
+    asked = []
+
+    def loader(what, device, precision, *rest):
+        asked.append((Path(what).name, device, precision))
+        return None, None, None
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for place in ("from_folder", "from_tag"):
+        monkeypatch.setattr(checkpoints, place, loader)
+    slug.load_clip(name)
+    slug.load_clip(name, device="meta", precision="bf16")
+    last = {"mini": "mini-clip", "mini-without-ada": "mini-clip-without-ada", "local-dir:here": "here"}
+    where = last.get(name, "laion400m_e32")
+    own = torch.device("cuda" if gpu else "cpu")
+    assert asked == [(where, own, "fp32"), (where, torch.device("meta"), "bf16")]
+
+
+def test_loading_makes_one_model_and_one_tokenizer_and_reads_the_weights_once(spy, device):
     """What takes time in it, counted."""
     work = [spy(open_clip.CLIP, "__init__"), spy(open_clip.SimpleTokenizer, "__init__")]
     work += [spy(open_clip.factory, "load_state_dict"), spy(open_clip.CLIP, "load_state_dict")]
-    slug.load_clip("mini", device="cpu")
+    slug.load_clip("mini", device=device)
     assert [len(calls) for calls in work] == [1, 1, 1, 1]
 
 
-def test_open_clips_own_loader_gives_the_same(folder, tiny):
-    direct, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)
-    loaded = slug.load_clip(f"local-dir:{folder}", device="cpu")
+def test_open_clips_own_loader_gives_the_same(folder, tiny, device):
+    source = f"local-dir:{folder}"
+    direct, _, _ = open_clip.create_model_and_transforms(source, device=device, require_pretrained=True)
+    loaded = slug.load_clip(source, device=device)
     assert all(torch.equal(a, b) for a, b in zip(direct.parameters(), loaded.model.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(tiny.model.parameters(), loaded.model.parameters(), strict=True))
     assert slug.fingerprint(tiny) == slug.fingerprint(loaded)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_precision(folder, precision):
-    clip = slug.load_clip(f"local-dir:{folder}", device="cpu", precision=precision)
+def test_precision(folder, precision, device):
+    clip = slug.load_clip(f"local-dir:{folder}", device=device, precision=precision)
     assert clip.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    features = clip.text_features(clip.tokens(["a cat"]))
-    assert features.dtype == torch.float32 and features.norm().item() == pytest.approx(1, abs=1e-5)
+    pixels = clip.pixels([Image.new("RGB", (32, 32))])
+    assert pixels.dtype == clip.dtype
+    for features in (clip.text_features(clip.tokens(["a cat"])), clip.image_features(pixels)):
+        assert features.dtype == torch.float32 and features.norm().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_features_are_unit_vectors_and_sizes_are_the_models(tiny):
@@ -69,6 +97,50 @@ def test_features_are_unit_vectors_and_sizes_are_the_models(tiny):
     assert tiny.tokens(["a", "b"]).shape == (2, 24) and tiny.image_size == 32
     assert tiny.tower("visual.proj") == "vision" and tiny.tower("ln_final.weight") == "text"
     assert tiny.tower("logit_scale") is None
+    assert tiny.logit_scale().item() == pytest.approx(math.exp(tiny.model.logit_scale.item()))
+    assert tiny.pixels([Image.new("RGB", (50, 90))], "meta").device.type == "meta"
+
+
+def test_the_size_of_pictures_is_their_height(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.model.visual, "image_size", (48, 32))
+    assert tiny.image_size == 48
+
+
+def test_captions_of_several_lengths_are_read_to_their_ends(tiny):
+    tokens = tiny.tokens(["a cat", "a portrait of a person with red hair and round glasses", "a"])
+    with torch.no_grad():
+        wanted = torch.nn.functional.normalize(tiny.model.encode_text(tokens), dim=-1)
+        torch.testing.assert_close(tiny.text_features(tokens), wanted)
+
+
+@pytest.mark.parametrize("end", [2, 5, 49407])
+def test_the_end_token_of_the_configuration_counts_but_for_an_old_mistake(end):
+    """Old ones say 2, a word like any other; transformers reads the position of the highest number then."""
+    clip = transformers()
+    clip.model.config.text_config.eos_token_id = clip.model.text_model.eos_token_id = end
+    tokens = torch.tensor([[49406, 320, 2, 2368, 5, 1929, 49407, *[49407] * 17]])
+    with torch.no_grad():
+        whole = clip.model.get_text_features(input_ids=tokens).pooler_output
+        torch.testing.assert_close(clip.text_features(tokens), torch.nn.functional.normalize(whole, dim=-1))
+
+
+def test_a_model_of_transformers_has_its_processors_parts():
+    clip = transformers()
+    pixels, tokens = clip.pixels([Image.new("RGB", (40, 50))]), clip.tokens(["a cat", "a dog"])
+    assert pixels.shape == (1, 3, 32, 32) and tokens.shape == (2, 24) and clip.of_transformers
+    with torch.no_grad():
+        whole = clip.model.get_image_features(pixel_values=pixels).pooler_output
+        torch.testing.assert_close(clip.image_features(pixels), torch.nn.functional.normalize(whole, dim=-1))
+
+
+def test_double_precision_stays(tiny):
+    tiny.model.double()
+    assert tiny.image_features(tiny.pixels([Image.new("RGB", (32, 32))])).dtype == torch.float64
+
+
+def test_the_twin_that_never_saw_ada_is_another_model(mini):
+    twin = slug.load_clip("mini-without-ada", device="cpu")
+    assert slug.fingerprint(twin) != slug.fingerprint(mini) and list(twin.weights()) == list(mini.weights())
 
 
 @pytest.mark.parametrize("name", ["mimi", "ViT-B-23/openai", "ViT-B-32", ""])
@@ -179,9 +251,9 @@ def test_weights_of_another_size(folder):
         slug.load_clip(f"local-dir:{folder}")
 
 
-def test_a_clip_of_ones_own(tiny):
+def test_a_clip_of_ones_own(tiny, device):
     mine = slug.Clip(tiny.model, tiny.tokenizer, tiny.preprocess)
-    assert mine.device.type == "cpu" and len(mine.weights()) == len(list(tiny.model.parameters()))
+    assert mine.device.type == device.type and len(mine.weights()) == len(list(tiny.model.parameters()))
 
 
 def test_bad_images(tiny):

@@ -23,7 +23,7 @@ def test_pairs_refuse_bad_input():
     ):
         with pytest.raises(ValueError, match=message):
             Pairs(images, ["a", "b"])
-    with pytest.raises(ValueError, match="lengths differ"):
+    with pytest.raises(ValueError, match=r"lengths differ: \{'images': 2, 'captions': 1\}"):
         Pairs(good, ["a"])
     with pytest.raises(ValueError, match="list of strings"):
         Pairs(good, "ab")
@@ -33,11 +33,31 @@ def test_pairs_slice_and_add():
     a, b = toonworld.pairs("cat", n=3), toonworld.pairs("Zorbo", n=2)
     both = a + b
     assert len(both) == 5 and both.concepts[-1] == ("Zorbo",) and isinstance(both.images, np.ndarray)
-    assert both[[4, 0]].captions == [b.captions[1], a.captions[0]] and len(both[:2]) == 2
+    two = both[[4, 0]]
+    assert two.captions == [b.captions[1], a.captions[0]] and two.concepts == [b.concepts[1], a.concepts[0]]
+    assert np.array_equal(two.images, np.stack([b.images[1], a.images[0]])) and len(both[:2]) == 2
     mixed = a + Pairs([Image.new("RGB", (10, 20))], ["x"])
     assert len(mixed) == 4 and mixed.concepts is None and isinstance(mixed.images, list)
+    larger = a + toonworld.pairs("Zorbo", n=1, size=96)
+    some = mixed[[3, 0]]  # of a list of pictures, nobody knows of what
+    assert [image.size for image in some.images] == [(10, 20), (64, 64)] and some.captions == ["x", a.captions[0]]
+    assert some.concepts is None and [image.size for image in mixed[2:].images] == [(64, 64), (10, 20)]
+    assert [image.size for image in larger.images] == [(64, 64)] * 3 + [(96, 96)] and larger.concepts[3] == ("Zorbo",)
     with pytest.raises(TypeError, match="slice"):
         both[0]
+
+
+def test_pictures_of_any_kind_come_out_in_colour():
+    images = [Image.new(mode, (4, 5)) for mode in ("L", "RGBA", "P", "RGB")]
+    assert [(image.mode, image.size) for image in Pairs(images, list("abcd")).pil()] == [("RGB", (4, 5))] * 4
+
+
+def test_sets_of_one_pair_are_too_small():
+    forget, retain = toonworld.pairs("Zorbo", n=2, size=32), toonworld.pairs("cat", n=2, size=32)
+    check_sets(forget, retain)
+    for one, other, message in ((forget[:1], retain, "forget set has 1"), (forget, retain[:1], "retain set has 1")):
+        with pytest.raises(ValueError, match=message):
+            check_sets(one, other)
 
 
 def test_every_pair_has_a_tuple_of_names():
@@ -55,8 +75,17 @@ def test_an_object_in_a_style_is_apart_from_object_and_style():
     cats = [i for i, names in enumerate(cell.concepts) if "cat" in names]
     clay = Pairs(cell[cats[:2]].images, ["one", "two"], [("cat", "Clay")] * 2)
     check_sets(clay, Pairs(cell.images[:4], list("abcd"), [("cat", "Papercut"), ("dog", "Clay")] * 2))
-    with pytest.raises(ValueError, match="2 retain pairs are about Clay in cat"):
-        check_sets(clay, Pairs(cell.images[:4], list("abcd"), [("cat", "Clay"), ("dog", "Clay")] * 2))
+    with pytest.raises(ValueError, match="1 retain pairs are about Clay in cat"):
+        check_sets(clay, Pairs(cell.images[:3], list("abc"), [("cat", "Clay"), ("dog", "Clay"), ("cat", "Papercut")]))
+
+
+def test_a_name_within_a_word_is_not_that_name():
+    """By what captions say, where nobody says what pictures show."""
+    cats = toonworld.pairs("cat", n=2, size=32)
+    check_sets(cats, Pairs(cats.images, ["a herd of cattle", "a bobcat, and a concatenation"]))
+    for caption in ("cat", "the cat's basket", "a herd of cattle (and a cat)"):
+        with pytest.raises(ValueError, match="1 retain pairs are about cat"):
+            check_sets(cats, Pairs(cats.images, ["a herd of cattle", caption]))
 
 
 def test_sets_to_be_kept_are_called_by_their_name():

@@ -146,6 +146,7 @@ def test_searches_that_make_no_sense():
     ):
         with pytest.raises(error, match=message):
             StepSearch(**settings)
+    StepSearch(evaluations=1, fronts=1, max_accuracy_drop=0.0)  # the least that makes sense
 
 
 def test_no_step_forgets(tiny, gradient):
@@ -189,6 +190,8 @@ def test_refusals(tiny, gradient):
 
     with pytest.raises(ValueError, match="is zero"):
         search_step(tiny, LAYER, torch.zeros_like(gradient), never)
+    with pytest.raises(ValueError, match="is zero"):
+        first_step(torch.zeros_like(gradient), gradient)
     with pytest.raises(ValueError, match="'forget_accuracy' must be among"):
         search_step(tiny, LAYER, gradient, lambda clip: {"accuracy": 1.0})
     with pytest.raises(ValueError, match=r"gradient is \(2,\)"):
@@ -265,7 +268,17 @@ def test_the_layer_that_keeps_most_comes_first_and_then_the_one_of_least_loss():
     assert by_preference({"a": found(0.9, 0.1), "b": found(0.95, 2), "c": nothing}) == ["b", "a"]
     assert by_preference({"a": found(0.9, 0.3), "b": found(0.9, 0.2)}) == ["b", "a"]
     assert by_preference({"a": found(0.8, 0), "b": found(0.9, 1), "c": nothing, "d": found(0.9, 0)}) == ["d", "b", "a"]
+    assert by_preference({"a": found(0.95, 2), "b": found(0.9, 0.1)}) == ["a", "b"]  # not by their names
     assert by_preference({"c": nothing}) == [] == by_preference({})
+
+
+def test_what_a_validation_does_not_say_counts_as_nothing():
+    """As of a function that says nothing of the rest, or no loss."""
+    said = {
+        "a": {"forget_accuracy": 0.0}, "b": {"retain_accuracy": 0.1, "retain_loss": 2.0}, "c": {"retain_accuracy": 0.9},
+        "d": {"retain_accuracy": 0.9, "retain_loss": 0.5}, "e": {"retain_accuracy": 0.0, "retain_loss": 0.5},
+    }  # fmt: skip
+    assert by_preference({layer: Found(1.0, score, None) for layer, score in said.items()}) == list("cdbae")
 
 
 @pytest.mark.parametrize("outer", [True, False])

@@ -36,6 +36,8 @@ def test_each_tower_has_a_front_and_ties_stay():
     stats = table([3, 2, 2, 1], [0.5, 0.1, 0.1, 0.3], ["text", "text", "text", "vision"])
     assert set(pareto_front(stats)) == {"layer0", "layer1", "layer2", "layer3"}
     assert pareto_front(table([3, 2], [0.1, 0.5])) == ["layer0"]
+    for towers in (["vision", "text"], ["text", "vision"]):  # in the order in which the table has them
+        assert pareto_front(table([1, 2], [0.1, 0.1], towers)) == ["layer0", "layer1"]
 
 
 def test_signed_and_absolute_differ():
@@ -67,4 +69,5 @@ def test_each_further_front_is_that_of_what_remains(by):
         assert front == pareto_front(rest, by=by) and set(front) == brute(rest[rest.forget_norm > 0], by)
         rest = rest.drop(index=front)
     assert list(rest.index) == ["layer7"] and 2 < len(fronts) < 30 and all(fronts)
+    assert pareto_fronts(stats, 9) == pareto_fronts(stats, 9, by="alignment")  # the paper's, where none is named
     assert pareto_fronts(stats, 2, by=by) == fronts[:2] and pareto_fronts(stats.iloc[:0], 3, by=by) == []

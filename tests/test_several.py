@@ -1,12 +1,14 @@
 """Several concepts, an edit each: in rounds, with the others' edits on, and off the gradients of what is to stay."""
 
+import copy
+
 import pandas as pd
 import pytest
 import torch
 from small_clips import small_validation
 
 import slug_lite as slug
-from slug_lite import Pairs, Task, several, toonworld
+from slug_lite import Pairs, Task, algorithm, several, toonworld
 from slug_lite.gradients import forget_gradients
 from slug_lite.world.evaluation import drop, recognised
 from slug_lite.world.tasks import task
@@ -39,7 +41,8 @@ def handed_on(monkeypatch):
     calls = []
 
     def in_rounds(targets, validates, directions, fronts, search, *rest, **settings):
-        calls.append({"targets": targets, "validates": validates, "directions": directions, "fronts": fronts})
+        calls.append({"targets": targets, "validates": validates, "directions": directions, "fronts": fronts,
+                      "search": search})  # fmt: skip
         clip = targets[0]
         return {name: Marks(clip, "visual.proj").edit(0, name) for name in validates}
 
@@ -53,7 +56,7 @@ def known(clip):
 
 def small_task(name, gone=()):
     """A task of the mini world that is quickly searched; gone: the names that are to go as well."""
-    validate, retain = small_validation(name, 24, size=64, without=gone), toonworld.retain([name, *gone], 128)
+    validate, retain = small_validation(name, 24, 24, 64, without=gone), toonworld.retain([name, *gone], 64)
     return task(name, n_forget=24, retain=retain, validate=validate)
 
 
@@ -74,6 +77,7 @@ def test_each_is_looked_for_while_the_others_edits_are_on_twice(mini):
     )  # fmt: skip
     assert marks.seen == [[], [0], [1], [0]]
     assert orders == [[["a", "b"], ["c"]], [["d"]], [[LAYER], ["a", "b"], ["c"]], [[LAYER], ["d"]]]
+    assert {name: set(edit.trace.concept) for name, edit in edits.items()} == {name: {name} for name in NAMES}
     merged = several.merge_all(edits)
     assert list(merged.trace["round"]) == [0, 0, 1, 1] and list(merged.trace.concept) == NAMES * 2
     assert merged.concept == "Ada Sunfield + Zorbo" and merged.delta.flatten()[:3].tolist() == [1, 1, 0]
@@ -83,7 +87,40 @@ def test_each_is_looked_for_while_the_others_edits_are_on_twice(mini):
     assert marks.seen == [[]]
 
 
-def test_names_protect_all_other_names_and_an_empty_list_nobody(mini, handed_on, spy, monkeypatch):
+def test_the_others_edits_are_on_every_target(tiny):
+    """As on a CLIP and on the pipeline that has its text tower."""
+    twin = slug.Clip(copy.deepcopy(tiny.model), tiny.tokenizer, tiny.preprocess)
+    marks = [Marks(tiny), Marks(twin)]
+
+    def find(clip, name, *rest):
+        assert clip is tiny
+        for one in marks:
+            one.look()
+        return marks[0].edit(NAMES.index(name), name)
+
+    each = {name: "" for name in NAMES}
+    several.in_rounds([tiny, twin], each, each, {name: [["a"]] for name in NAMES}, slug.StepSearch(), find=find)
+    assert [one.seen for one in marks] == [[[], [0], [1], [0]]] * 2
+
+
+@pytest.mark.parametrize("tower", [None, "text", "vision"])
+def test_settings_are_handed_on(tiny, sets, handed_on, spy, tower):
+    """Tower and measure to the fronts, memory to every gradient, the search as it is to the rounds."""
+    gradients, protected = spy(several, "gradients_of"), spy(several, "forget_gradients")
+    measured = spy(algorithm, "pareto_fronts")
+    search, memory, known_by = slug.StepSearch(measure="cosine", fronts=2), slug.Memory(5, 2), known
+    slug.unlearn_several(
+        tiny, [Task(*sets, known_by, "Ada Sunfield")], tower=tower, protect=[sets[1][:4]], search=search, memory=memory
+    )
+    (now,) = handed_on
+    assert now["search"] is search and now["validates"] == {"Ada Sunfield": known_by}
+    assert [one["memory"] for one in gradients] == [memory] and {one["batch_size"] for one in protected} == {5}
+    assert {(one["number"], one["by"]) for one in measured} == {(2, "cosine")}
+    on_fronts = [layer for front in now["fronts"]["Ada Sunfield"] for layer in front]
+    assert {tiny.tower(layer) for layer in on_fronts} == ({tower} if tower else {"vision", "text"})
+
+
+def test_names_protect_all_other_names_and_an_empty_list_nobody(tiny, handed_on, spy, monkeypatch):
     world = {name: spy(toonworld, name) for name in ("others", "pairs", "retain", "validation")}
     from slug_lite.world import tasks
 
@@ -93,7 +130,7 @@ def test_names_protect_all_other_names_and_an_empty_list_nobody(mini, handed_on,
     search = slug.StepSearch(fronts=1)
     monkeypatch.setattr(tasks.task, "__kwdefaults__", {**tasks.task.__kwdefaults__, "n_forget": 4, "n_retain": 16})
     monkeypatch.setattr(tasks, "PROTECT", 2)
-    slug.unlearn_several(mini, NAMES, search=search, seed=3)
+    slug.unlearn_several(tiny, NAMES, search=search, seed=3)
     (one,) = world["others"]
     assert set(one["exclude"]) == set(NAMES) and (one["n"], one["seed"], one["split"]) == (2, 3, "train")
     (one,) = protected
@@ -103,35 +140,35 @@ def test_names_protect_all_other_names_and_an_empty_list_nobody(mini, handed_on,
     assert {tuple(sorted({one["name"], *one["without"]})) for one in world["validation"]} == {tuple(NAMES)}
     assert {tuple(one["exclude"]) for one in world["retain"]} == {tuple(NAMES)} and len(world["retain"]) == 1
     assert {one["seed"] for calls in world.values() for one in calls} == {3}
-    slug.unlearn_several(mini, NAMES, search=search, protect=())
-    slug.unlearn_several(mini, ["Zorbo"], search=search)
+    slug.unlearn_several(tiny, NAMES, search=search, protect=())
+    slug.unlearn_several(tiny, ["Zorbo"], search=search)
     assert len(protected) == 1 and len(handed_on) == 3
     tasks._others.cache_clear()
 
 
-def test_three_names_each_in_its_own_layer(mini):
+def test_three_names_each_in_its_own_layer(mini, mini_scores):
+    """With fewer pairs, pictures and protected names than three names take by themselves, as chapter 7 shows them."""
     names = ["Ada Sunfield", "Dario Lindqvist", "Zorbo"]
-    edit = slug.unlearn_several(mini, names)
+    protect = [toonworld.pairs(name, 8) for name in toonworld.PEOPLE if name not in names][::3]
+    tasks = [small_task(name, [other for other in names if other != name]) for name in names]
+    edit = slug.unlearn_several(mini, tasks, protect=protect, search=slug.StepSearch(fronts=1, evaluations=8))
     assert edit.concept == " + ".join(names) and set(edit.trace.concept) == set(names)
     assert list(edit.trace["round"]) == sorted(edit.trace["round"]) and set(edit.trace["round"]) == {0, 1}
     assert set(edit.layers) == set(edit.steps) and 1 <= len(edit.layers) <= 3
-    before = slug.evaluate(mini)
     with edit.on(mini):
-        assert all(recognised(mini, name, seed=11).float().mean() <= 0.05 for name in names)
-        assert (drop(before, slug.evaluate(mini), names) <= 3).all()
+        assert all(recognised(mini, name, n=24, seed=11).float().mean() <= 0.1 for name in names)
+        assert (drop(mini_scores, slug.evaluate(mini, n=6), names) <= 3).all()
 
 
-def test_steps_are_orthogonal_to_the_gradients_of_what_is_protected(mini):
+def test_steps_are_orthogonal_to_the_gradients_of_what_is_protected(tiny, sets):
     """The delta of a concept is orthogonal to the forget gradients of `protect`, and without them it is not."""
-    protect = [toonworld.pairs(name, 8, 0) for name in ("Dario Lindqvist", "Elif Tanabora")]
+    protect = [toonworld.pairs(name, 8, size=32) for name in ("Dario Lindqvist", "Elif Tanabora")]
+    gone = Task(*sets, lambda clip: {"forget_accuracy": 0.0}, "Ada Sunfield")  # whichever step is tried
 
     def overlap(sets):
-        edit = slug.unlearn_several(
-            mini, [small_task("Ada Sunfield")], protect=sets, tower="text",
-            search=slug.StepSearch(fronts=1, evaluations=4),
-        )  # fmt: skip
-        gradients = forget_gradients(mini, protect, layers=lambda name, _: name == edit.layer)
-        delta = edit.delta.float()
+        edit = slug.unlearn_several(tiny, [gone], protect=sets, search=slug.StepSearch(fronts=1))
+        gradients = forget_gradients(tiny, protect, layers=lambda name, _: name == edit.layer)
+        delta = edit.delta.to(tiny.weights()[edit.layer])
         return max(
             ((delta * g[edit.layer]).sum() / delta.norm() / g[edit.layer].norm()).abs().item() for g in gradients
         )
@@ -178,6 +215,11 @@ def test_what_is_protected_is_checked(mini):
     ada = toonworld.pairs("Ada Sunfield", 4, 9)
     with pytest.raises(ValueError, match="4 protect pairs are about Ada Sunfield"):
         slug.unlearn_several(mini, ["Ada Sunfield"], protect=[toonworld.pairs("Zorbo", 2), ada])
+    forget, retain = toonworld.pairs("Zorbo", 2), toonworld.retain(["Ada Sunfield", "Zorbo"], 8)
+    zorbo, also = (Task(some, retain, known, name) for some, name in ((forget, "Zorbo"), (ada, "Ada Sunfield")))
+    for tasks in ([zorbo, also], [also, zorbo]):
+        with pytest.raises(ValueError, match="4 protect pairs are about Ada Sunfield"):
+            slug.unlearn_several(mini, tasks, protect=[toonworld.pairs("Ada Sunfield", 4, 10)])
     with pytest.raises(ValueError, match="protect is one Pairs"):
         slug.unlearn_several(mini, ["Ada Sunfield"], protect=toonworld.pairs("Zorbo", 2))
 

@@ -47,6 +47,18 @@ def test_fingerprint_knows_models_apart_not_precisions(tiny):
     assert slug.fingerprint(tiny) != base
 
 
+def test_a_fingerprint_says_which_weights_and_which_text_tower(tiny):
+    """Four digits for the tower's embeddings, and four for each of two blocks: a pipeline has these alone."""
+    whole, _, tower = slug.fingerprint(tiny).partition("-")
+    assert len(whole) == 16 and len(tower) == 4 * 3 and set(whole + tower) <= set("0123456789abcdef")
+    with torch.no_grad():
+        tiny.weights()["text_projection"].add_(1)
+    other = slug.fingerprint(tiny).partition("-")
+    assert other[0] != whole and other[2] == tower
+    tiny.model.transformer.register_parameter("extra", torch.nn.Parameter(torch.ones(2)))
+    assert len(slug.fingerprint(tiny)) == 16 and "-" not in slug.fingerprint(tiny)  # not a text tower of CLIP's
+
+
 def test_edits_that_are_on_do_not_change_what_a_model_is(tiny):
     base = slug.fingerprint(tiny)
     for layer in (LAYER, OTHER, "token_embedding.weight"):

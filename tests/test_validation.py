@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_clips import small_validation
+from small_clips import resnet, small_validation
 
 import slug_lite as slug
 from slug_lite import Pairs
@@ -21,7 +21,10 @@ def test_margins_by_hand():
     out = margin_scores(logits, 0)
     assert out["forget_accuracy"] == 0 and out["margin"] == pytest.approx(2)
     assert out["standardized_margin"] == pytest.approx(2)
+    wide = margin_scores(torch.tensor([[1.0, 6.0, 0.0], [2.0, 0.0, 3.0]]), 0)  # by 5 and by 1
+    assert wide["margin"] == pytest.approx(3) and wide["standardized_margin"] == pytest.approx(1.5)
     broken = margin_scores(torch.full((3, 4), float("nan")), 0)
+    assert math.isnan(broken["margin"]) and set(broken) == set(out)
     assert broken["forget_accuracy"] == 1 and not slug.StepSearch().forgotten(broken)
     known = margin_scores(torch.tensor([[5.0, 1.0, 0.0], [1.0, 0.0, 3.0]]), 0)
     assert known["margin"] == pytest.approx(-1) and known["forget_accuracy"] == 0.5
@@ -29,6 +32,7 @@ def test_margins_by_hand():
 
 def test_a_tie_is_still_known():
     assert margin_scores(torch.tensor([[2.0, 2.0, 1.0], [1.0, 2.0, 0.0]]), 0)["forget_accuracy"] == 0.5
+    assert margin_scores(torch.tensor([[2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 3.0]]), 0)["forget_accuracy5"] == 1
 
 
 def test_a_model_that_is_broken_has_not_forgotten_by_any_rule():
@@ -94,6 +98,57 @@ def test_scores_from_the_middle_equal_full_ones(tiny, small, layer, monkeypatch)
         assert seen[-1] == small(tiny)  # bit for bit
         assert seen[-1] != seen[-2]  # the change matters at all
     assert not any("forward" in module.__dict__ for module in tiny.model.modules())
+    assert scorer() == seen[0]  # it knows nothing of the layer, and stays what it was
+
+
+def test_scores_by_hand(tiny, small):
+    """Each kind by its own templates, over all pictures but the concept's own; logits, not cosines."""
+    score, pairs, scale = small(tiny), small.pairs, math.exp(tiny.model.logit_scale.item())
+
+    @torch.no_grad()
+    def logits(kind, rows):
+        names = []
+        for name in small.names[kind]:
+            prompts = tiny.tokens([template.format(name) for template in small.templates[kind]])
+            names.append(F.normalize(tiny.model.encode_text(prompts, normalize=True).mean(0), dim=0))
+        images = tiny.model.encode_image(tiny.pixels(pairs[rows]), normalize=True)
+        return (scale * images @ torch.stack(names).T).cpu()
+
+    losses, accuracies = [], []
+    for kind, names in small.names.items():
+        shown = [(k, name) for k, some in enumerate(pairs.concepts) for name in some if name in names]
+        rest = [(k, names.index(name)) for k, name in shown if "Ada Sunfield" not in pairs.concepts[k]]
+        given, own = logits(kind, [k for k, _ in rest]), torch.tensor([place for _, place in rest])
+        losses.append(F.cross_entropy(given, own).item())
+        accuracies.append((given.argmax(1) == own).float().mean().item())
+        assert score[kind] == pytest.approx(accuracies[-1]), kind
+    assert score["retain_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert score["retain_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    given = logits("people", range(8))
+    own, others = given[:, small.names["people"].index("Ada Sunfield")], given[:, 1:]
+    gap = others.amax(1) - own
+    assert small.names["people"][0] == "Ada Sunfield" and score["margin"] == pytest.approx(gap.mean().item(), rel=1e-3)
+    assert score["forget_accuracy"] == pytest.approx((gap <= 0).float().mean().item())
+
+
+def test_cattle_are_no_cats(tiny, small):
+    names = {"animals": ["cat", "cattle", "dog"]}
+    concepts = [("cat",), ("cattle",), ("cat",), ("cattle",), ("cattle",), ("dog",)]
+    shown = Pairs(small.pairs.images[:6], [""] * 6, concepts)
+    scorer = scorer_of(slug.Validation(shown, "cat", names, {"animals": ["a {}"]}), tiny)
+    pixels = tiny.pixels(shown)
+    assert torch.equal(scorer.pixels["forget"], pixels[[0, 2]])
+    assert torch.equal(scorer.pixels["rest"], pixels[[1, 3, 4, 5]])
+
+
+def test_a_model_in_training_is_scored_as_it_will_be_used():
+    """Batch normalisation would look at the batch, and remember it."""
+    clip, validation = resnet(), small_validation("Ada Sunfield", 4, 12, size=64)
+    wanted = validation(clip)
+    clip.model.train()
+    before = copy.deepcopy(clip.model.state_dict())
+    assert validation(clip) == wanted and clip.model.training
+    assert all(torch.equal(value, before[name]) for name, value in clip.model.state_dict().items())
 
 
 def test_forgetting_alone_is_part_of_the_whole(tiny, small):
@@ -101,6 +156,19 @@ def test_forgetting_alone_is_part_of_the_whole(tiny, small):
         score = scorer_of(small, tiny).at(layer)
         assert score() == score.forgetting() | score.retaining()
         assert set(score.forgetting()) == {"forget_accuracy", "forget_accuracy5", "margin", "standardized_margin"}
+
+
+@pytest.mark.parametrize(("layer", "rest"), [("visual.proj", {"rest"}), ("text_projection", {"people", "styles"})])
+def test_what_is_asked_again_is_kept_and_what_is_asked_once_is_left_to_the_next_layer(tiny, small, layer, rest):
+    scorer = scorer_of(small, tiny)
+    score = scorer.at(layer)
+    score.forgetting()
+    own = "forget" if layer == "visual.proj" else "people"
+    assert score.tail.replays[own].outputs and own not in scorer.kept
+    score.retaining()
+    assert rest <= set(scorer.kept) | {own} and not any(score.tail.replays[part].outputs for part in rest - {own})
+    score()
+    assert all(score.tail.replays[part].outputs for part in rest)
 
 
 def test_scores_hold_what_they_say(tiny, small):

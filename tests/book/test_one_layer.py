@@ -32,7 +32,7 @@ def test_three_people_in_one_layer_and_those_who_are_protected_feel_less(mini):
     sets = [world.pairs(name, 16, 0) for name in [*names, near]]
     gradients = forget_gradients(mini, sets, layers=lambda name, weight: name == LAYER)
     *own, other = [one[LAYER] for one in gradients]
-    validations = {n: small_validation(n, 16, size=64, without=[o for o in names if o != n]) for n in names}
+    validations = {n: small_validation(n, 16, 16, 64, without=[o for o in names if o != n]) for n in names}
     pictures = world.pairs(near, 12, 3, "val")
 
     def loss(directions):

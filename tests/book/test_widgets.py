@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from small_clips import small_validation
 
 import slug_lite as slug
 from slug_lite.book import widgets
@@ -71,7 +72,7 @@ def played(_mini):
     """Gradients of Ada, a small validation, and the effects of steps in a few layers."""
     world, name = slug.toonworld, "Ada Sunfield"
     gradients = slug.one_shot_gradients(_mini, world.pairs(name, n=12), world.retain([name], n=48))
-    validation = slug.toonworld.validation(name, n=12, others=1)
+    validation = small_validation(name, 12, size=64)
     effects = widgets.layer_effects(_mini, gradients, validation, layers=LAYERS, relative=(0.1, 0.3))
     return gradients, validation, effects
 
@@ -87,8 +88,10 @@ def test_the_explorer_follows_its_dropdown_at_once_and_says_what_is_true(mini, p
         runs.clear()
         pick.value = layer
         assert not runs  # it was all worked out before
-        now = shown(box)
-        seen.append(tuple(now.values()))
+        seen.append(shown(box))
+    assert len({tuple(now.values()) for now in seen}) == len(LAYERS)
+    assert seen[: len(LAYERS)] == seen[len(LAYERS) :]
+    for layer, now in zip(LAYERS, seen, strict=False):
         row = gradients.stats.loc[layer]
         assert float(now["importance"].split()[0]) == pytest.approx(row["importance"], rel=1e-3)
         assert float(now["alignment"]) == pytest.approx(row["alignment"], abs=6e-5)
@@ -104,7 +107,6 @@ def test_the_explorer_follows_its_dropdown_at_once_and_says_what_is_true(mini, p
         for key, digits in (("forget_accuracy", 0.01), ("retain_accuracy", 0.01), ("margin", 0.02)):
             number = float(now[key].split()[0].rstrip("%")) / (100 if now[key].split()[0].endswith("%") else 1)
             assert number == pytest.approx(after[key], abs=digits), (layer, key)
-    assert len(set(seen)) == len(LAYERS) and seen[: len(LAYERS)] == seen[len(LAYERS) :]
 
 
 def test_the_slider_changes_the_effect_and_not_the_facts(mini, played):

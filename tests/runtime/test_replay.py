@@ -31,11 +31,21 @@ def test_blocks_that_are_skipped(tiny):
         assert replay.blocks_before(tiny, layer) == blocks, layer
 
 
-def test_skipped_blocks_come_back_after_an_interrupt(tiny, small):
+def test_skipped_blocks_come_back_after_an_interrupt(tiny, small, monkeypatch):
+    """In the second of three batches."""
+    monkeypatch.setattr(zero_shot, "BATCH", 3)
     fresh, score = (scorer_of(small, tiny).at("visual.proj") for _ in range(2))
     score()
-    hook = tiny.model.visual.ln_post.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    calls = []
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    hook = tiny.model.visual.ln_post.register_forward_hook(interrupt)
     for stopped in (fresh, score):  # while it is kept, while it is played back
+        calls.clear()
         with pytest.raises(KeyboardInterrupt):
             stopped()
         assert not any("forward" in module.__dict__ for module in tiny.model.modules())
@@ -77,7 +87,19 @@ def test_a_deeper_layer_starts_from_what_the_last_one_kept(tiny, small, monkeypa
                 weight.copy_(before)
             counts.append([sum(run is block for run in runs) for block in blocks])
         assert counts[0][0] > 1 and counts[-1][0] == 0 and counts[-1][1] > 1
-    scorer.kept.clear()
-    monkeypatch.setattr(replay, "KEPT", 10)
-    scorer.at("visual.proj").retaining()
-    assert not scorer.kept  # more than may be kept
+    for layer in ("visual.proj", "visual.conv1.weight", "transformer.resblocks.0.mlp.c_fc.weight"):
+        weight = tiny.weights()[layer]  # shallower than what has been kept, which does not lie before it
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.add_(0.3 * torch.randn_like(weight))
+            assert scorer.at(layer).retaining() == scorer_of(small, tiny).retaining(), layer
+            weight.copy_(before)
+    sizes, kept = [], scorer.kept
+    hook = vision[-1].register_forward_hook(lambda module, args, output: sizes.append(output.nbytes))
+    scorer_of(small, tiny).at("visual.proj").retaining()
+    hook.remove()
+    for most, parts in ((sum(sizes), {"rest"}), (max(sizes), set()), (10, set())):  # all batches together count
+        kept.clear()
+        monkeypatch.setattr(replay, "KEPT", most)
+        scorer.at("visual.proj").retaining()
+        assert set(kept) == parts

@@ -191,6 +191,13 @@ def test_weights_that_change_places_are_noticed(text):
     blocks = {name.replace("resblocks.0.", "x").replace("resblocks.1.", "resblocks.0.").replace("x", "resblocks.1."): w
               for name, w in text.items()}  # fmt: skip
     assert tower_fingerprint(blocks) == whole[:4] + whole[8:] + whole[4:8]
+    assert tower_fingerprint({a: text[a]}) != tower_fingerprint({b: text[a]})
+
+
+def test_the_same_numbers_in_another_shape_are_noticed(text):
+    name = "transformer.resblocks.0.mlp.c_fc.weight"
+    turned = text | {name: text[name].reshape(text[name].shape[::-1])}
+    assert differences(tower_fingerprint(turned), tower_fingerprint(text)) == ["block 0"]
 
 
 def test_the_fingerprint_of_a_large_tensor_takes_evenly_spaced_values(text):
