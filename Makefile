@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # progress bars draw dead widgets into built pages
 export TQDM_DISABLE := 1
 
-.PHONY: book test bench stand-in mutants mutants-by-hand lint env requirements clean
+.PHONY: book test bench stand-in mutants mutants-by-hand fuzz lint env requirements clean
 
 book: env
 	$(PY) tools/build_book.py
@@ -45,6 +45,10 @@ mutants: env
 # Those that tests/mutants.toml lists: at least 95 of 100 must be noticed. ROOMS="losses runtime/"
 mutants-by-hand: env
 	$(PY) tools/mutants.py hand $(ROOMS)
+
+# An hour of edit files and configurations that somebody made wrong; a few seconds of it are in make test.
+fuzz: env
+	SLUG_LITE_FUZZ_SECONDS=3600 $(PY) -m pytest tests/runtime/test_fuzz_files.py
 
 lint: env
 	$(PY) -m ruff check .

@@ -6,8 +6,7 @@ How edits nest and come off in any order: `runtime.stacks`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from .runtime.checks import check_base
-from .runtime.files import read_signed, write_signed
+from .runtime.edit_files import not_finite, outlines, read_edit, write_edit
+from .runtime.labels import shown
 from .runtime.libraries import encoder_of, own_version
 from .runtime.linear import Factors, factors_of, product, side_by_side
 from .runtime.stacks import edited, shift
 from .search import DELTA_DTYPE
 from .targets import deltas_for, fingerprint, modules_of, weights_of
 
-FORMAT = "slug_lite edit 1"
 Target = TypeVar("Target")  # a Clip or its model, a StableDiffusionPipeline or its text encoder
 
 
@@ -39,7 +38,7 @@ class Edit:
     Raises ValueError for deltas and steps of different layers, and for deltas that are not finite.
     """
 
-    deltas: dict[str, Tensor]
+    deltas: Mapping[str, Tensor]
     steps: dict[str, float]
     concept: str
     base: str
@@ -50,9 +49,8 @@ class Edit:
     def __post_init__(self) -> None:
         if not self.deltas or set(self.deltas) != set(self.steps):
             raise ValueError(f"deltas and steps must be for the same layers: {list(self.deltas)}, {list(self.steps)}")
-        for layer, delta in self.deltas.items():
-            if not torch.isfinite(delta).all():
-                raise ValueError(f"the delta of {layer!r} is not finite")
+        for layer in not_finite(self.deltas):
+            raise ValueError(f"the delta of {layer!r} is not finite")
 
     @property
     def layers(self) -> list[str]:
@@ -74,13 +72,14 @@ class Edit:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{layer} (step {self.steps[layer]:.3g})" for layer in self.layers)
-        return f"Edit(forget {self.concept}: {parts})"
+        return f"Edit(forget {shown(self.concept)}: {parts})"
 
     def check(self, target: object, force: bool = False) -> list[tuple[nn.Parameter, Tensor]]:
         """The weights of `target` that this edit changes, each with its delta; ValueError if it is for another model.
 
         force=True lets another model of the same shapes pass.
         """
+        deltas_for(target, outlines(self.deltas))  # products of factors are made for a weight of their shape alone
         changes = deltas_for(target, self.deltas)
         if not force:
             whole = not encoder_of(target) and all(layer in weights_of(target) for layer in self.deltas)
@@ -122,26 +121,13 @@ class Edit:
 
     def save(self, file: str | Path) -> Path:
         """Write the edit as safetensors with its metadata; an existing file is replaced in one go."""
-        file, tensors = Path(file), dict(self.deltas)
-        meta = {"format": FORMAT, "concept": self.concept, "base": self.base, "version": self.version}
-        meta["steps"] = json.dumps(self.steps)
-        if self.factors:
-            sides = {layer: zip(("left", "right"), pair, strict=True) for layer, pair in self.factors.items()}
-            tensors = {f"{n}.{side}": x for n, pair in sides.items() for side, x in pair}
-            meta["shapes"] = json.dumps({layer: list(delta.shape) for layer, delta in self.deltas.items()})
-        write_signed(file, tensors, meta)
-        return file
+        papers = {"steps": self.steps, "concept": self.concept, "base": self.base, "version": self.version}
+        return write_edit(Path(file), self.deltas, self.factors, papers)
 
     @classmethod
     def load(cls, file: str | Path) -> Edit:
-        """Read what `save` wrote. FileNotFoundError, or ValueError for a truncated, foreign or altered file."""
-        tensors, meta = read_signed(Path(file), FORMAT, "edit")
-        papers = (json.loads(meta["steps"]), meta["concept"], meta["base"], meta["version"])
-        if "shapes" not in meta:
-            return cls(tensors, *papers)
-        shapes = json.loads(meta["shapes"])
-        factors = {layer: (tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in shapes}
-        return cls({n: product(pair, shapes[n]) for n, pair in factors.items()}, *papers, factors=factors)
+        """Read what `save` wrote. FileNotFoundError, or ValueError for a truncated, foreign, altered or forged file."""
+        return cls(**read_edit(Path(file)))
 
 
 def merge(edits: Sequence[Edit]) -> Edit:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .pairs import Pairs
 from .runtime import checkpoints
 from .runtime.checks import unknown
+from .runtime.limits import cut
 from .runtime.names import tower_of
 from .runtime.short_texts import length, short_texts
 
@@ -79,10 +80,13 @@ class Clip:
         return torch.stack([self.preprocess(image) for image in images.pil()]).to(device or self.device, self.dtype)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Captions as token ids: (n, context length), int64, on the model's device. ValueError for a bare string."""
+        """Captions as token ids: (n, context length), int64, on the model's device. ValueError for a bare string.
+
+        Of a caption of more than 2,000 characters the first 2,000 are read.
+        """
         if isinstance(captions, str):
             raise ValueError(f"tokens takes several captions; put {captions!r} into a list")
-        return self.tokenizer(list(captions)).to(self.device)
+        return self.tokenizer(cut(captions)).to(self.device)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) -> unit vectors (n, dim), in float32 at least."""
@@ -123,7 +127,8 @@ def load_clip(name: str = "mini", *, device: str | torch.device | None = None, p
     """Load a CLIP through open_clip, in eval mode.
 
     name: "mini" (ships with the package; "mini-without-ada" is its twin, trained without pictures of Ada Sunfield),
-        "ARCH/TAG" of open_clip, as in "ViT-B-32-quickgelu/laion400m_e32", or "local-dir:PATH", a folder of its format.
+        "ARCH/TAG" of open_clip, as in "ViT-B-32-quickgelu/laion400m_e32", "hf-hub:OWNER/NAME" or "local-dir:PATH", a
+        repository or folder of its format, of whose configuration only a known few keys are taken.
     device: None takes a GPU where there is one. precision: as in open_clip: "fp32", "fp16", "bf16", ...
     Raises KeyError for an unknown name (the nearest is named), FileNotFoundError for a missing folder or file,
     ValueError for weights that are pickled, damaged or of another model; RuntimeError, torch's own, for a device
@@ -135,6 +140,8 @@ def load_clip(name: str = "mini", *, device: str | torch.device | None = None, p
     if name in SHIPPED:
         with resources.as_file(resources.files("slug_lite") / "assets" / SHIPPED[name]) as folder:
             return Clip(*checkpoints.from_folder(Path(folder), device, precision))
+    if name.startswith("hf-hub:"):
+        return Clip(*checkpoints.from_hub(name.removeprefix("hf-hub:"), device, precision))
     if name.startswith("local-dir:"):
         return Clip(*checkpoints.from_folder(Path(name.removeprefix("local-dir:")), device, precision))
     return Clip(*checkpoints.from_tag(name, device, precision, [*SHIPPED]))

@@ -113,12 +113,12 @@ def test_captions_of_several_lengths_are_read_to_their_ends(tiny):
         torch.testing.assert_close(tiny.text_features(tokens), wanted)
 
 
-@pytest.mark.parametrize("end", [2, 5, 49407])
-def test_the_end_token_of_the_configuration_counts_but_for_an_old_mistake(end):
+@pytest.mark.parametrize(("end", "last"), [(2, 49407), (5, 5), (49407, 49407)])
+def test_the_end_token_of_the_configuration_counts_but_for_an_old_mistake(end, last):
     """Old ones say 2, a word like any other; transformers reads the position of the highest number then."""
     clip = transformers()
     clip.model.config.text_config.eos_token_id = clip.model.text_model.eos_token_id = end
-    tokens = torch.tensor([[49406, 320, 2, 2368, 5, 1929, 49407, *[49407] * 17]])
+    tokens = torch.tensor([[49406, 320, 2, 2368, 1929, last, *[0] * 18]])
     with torch.no_grad():
         whole = clip.model.get_text_features(input_ids=tokens).pooler_output
         torch.testing.assert_close(clip.text_features(tokens), torch.nn.functional.normalize(whole, dim=-1))

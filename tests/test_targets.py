@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small_clips import transformers
 from test_edit import LAYER, OTHER, make, same, state
 
 import slug_lite as slug
@@ -74,6 +75,20 @@ def test_a_clip_and_its_model_are_one_target(tiny):
         assert modules_of(target) is tiny.model and list(weights_of(target)) == list(tiny.weights())
     ((weight, delta),) = deltas_for(tiny, make(tiny).deltas)
     assert weight is tiny.weights()[LAYER] and torch.equal(delta, make(tiny).delta)
+
+
+def test_a_model_of_transformers_is_a_target_without_its_processor():
+    model = transformers().model
+    assert as_clip(model).model is model and modules_of(model) is model
+    assert list(weights_of(model)) == [name for name, _ in model.named_parameters()]
+
+
+def test_queries_keys_and_values_go_on_the_one_tensor_that_open_clip_has(tiny):
+    layer = "transformer.resblocks.1.attn.in_proj_weight"
+    whole = torch.randn(tiny.weights()[layer].shape, generator=torch.Generator().manual_seed(0))
+    names = [f"text_model.encoder.layers.1.self_attn.{letter}_proj.weight" for letter in "qkv"]
+    ((weight, delta),) = deltas_for(tiny, dict(zip(names, whole.chunk(3), strict=True)))
+    assert weight is tiny.weights()[layer] and torch.equal(delta, whole)
 
 
 def test_weights_that_are_not_in_memory_or_whole_numbers_take_no_edit(tiny):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from importlib import resources
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..runtime.checks import unknown
-from ..runtime.files import safe_files, tensor_names
+from ..runtime.pipeline_files import admitted, read_text_encoder
 from ..runtime.progress import quiet
 
 if TYPE_CHECKING:
@@ -19,13 +18,14 @@ if TYPE_CHECKING:
 
 # What ships with the package, and the folder of slug_lite/assets that it lies in
 SHIPPED_PIPELINES = {"mini": "mini-sd"}
-_MODELS = ("unet", "vae", "text_encoder")
 
 
 def load_diffusion(
     name: str | Path = "mini", device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> StableDiffusionPipeline:
     """Load a diffusers.StableDiffusionPipeline from safetensors, without safety checker, in eval mode.
+
+    No Python that lies in a folder is run, and of its configurations only what its models know is read.
 
     name: "mini" (ships with the package), a folder as `save_pretrained` writes it, or "OWNER/NAME" on the hub, which
         is looked for in the hub's cache first if HF_HUB_OFFLINE is set.
@@ -68,52 +68,24 @@ def _load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> St
     from diffusers.utils import logging
     from transformers.utils import logging as of_transformers
 
-    saved = check_pipeline(folder)
     if quiet():
         logging.disable_progress_bar()
         of_transformers.disable_progress_bar()
-    try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False,
-            local_files_only=True,
-        )  # fmt: skip
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(
-            f"the pipeline in {str(folder)!r} cannot be loaded: {type(error).__name__}: {reason}"
-        ) from error
-    for part, names in saved.items():  # diffusers and transformers make random what a file lacks
-        missing = [name for name in getattr(pipe, part).state_dict() if name.removeprefix("text_model.") not in names]
-        if missing and not any(".query." in name for name in names):  # names of long ago, which diffusers translates
+    with admitted(folder) as own:
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                own, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False,
+                local_files_only=True, text_encoder=read_text_encoder(own, dtype),
+            )  # fmt: skip
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            reason = " ".join(str(error).split())[:400]
             raise ValueError(
-                f"the weights in {str(folder / part)!r} lack {missing[0]!r}, {len(missing)} tensors in all"
-            )
+                f"the pipeline in {str(folder)!r} cannot be loaded: {type(error).__name__}: {reason}"
+            ) from error
+    for part, place in ((pipe, folder), (pipe.unet, folder / "unet"), (pipe.vae, folder / "vae")):
+        part.register_to_config(_name_or_path=str(place))  # where it came from, not what the loader saw
+    pipe.text_encoder.config._name_or_path = str(folder / "text_encoder")
+    pipe.tokenizer.name_or_path = str(folder / "tokenizer")
     if quiet():
         pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
-
-
-def check_pipeline(folder: Path) -> dict[str, set[str]]:
-    """Raise a clear error unless `folder` holds a StableDiffusionPipeline with whole safetensors weights.
-
-    Returns the names of the tensors of each model, the text encoder's without "text_model.".
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} has no model_index.json, so it is no pipeline of diffusers")
-    try:
-        kind = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(index)!r} is no pipeline's index with a '_class_name': {error}") from error
-    if kind != "StableDiffusionPipeline":
-        raise ValueError(f"{str(folder)!r} holds a {kind}; a StableDiffusionPipeline is needed")
-    for part in (*_MODELS, "tokenizer", "scheduler"):
-        if not (folder / part).is_dir():
-            raise FileNotFoundError(f"the pipeline in {str(folder)!r} has no {part}")
-    return {part: _tensor_names(folder / part) for part in _MODELS}
-
-
-def _tensor_names(folder: Path) -> set[str]:
-    return {name.removeprefix("text_model.") for file in safe_files(folder) for name in tensor_names(file)}

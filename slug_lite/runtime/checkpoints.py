@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .checks import unknown
-from .files import safe_files, tensor_names
+from .configs import check_clip_config, check_tokenizer
+from .files import header, read_json, safe_files
 
 # What open_clip takes from a folder, in its order; any other safetensors file comes last
 _WEIGHT_FILES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
+# What a tokenizer of transformers is read from
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "*.model",
 )  # fmt: skip
 # What open_clip and torch raise, by turns, when file and configuration do not fit
 _MISFITS = (RuntimeError, AttributeError, KeyError, TypeError, IndexError, ValueError, AssertionError)
@@ -29,30 +37,40 @@ def from_folder(folder: Path, device: str | torch.device, precision: str) -> Par
     """A model from a folder in open_clip's format. FileNotFoundError, or ValueError as `check_folder` and misfits."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    check_folder(folder)
+    text_cfg = check_folder(folder)
     source = f"local-dir:{folder}"
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             source, device="cpu", precision=precision, require_pretrained=True
         )
-    except _MISFITS as error:  # torch lists every key that does not fit; the first lines say enough
+        tokenizer = open_clip.get_tokenizer(source, **_no_code(text_cfg))
+    except (*_MISFITS, OSError, ImportError) as error:  # torch lists every key that does not fit; the first say enough
         reason = " ".join(str(error).split())[:400]
         raise ValueError(
             f"the weights in {str(folder)!r} are not those of its configuration: {type(error).__name__}: {reason}"
         ) from error
-    return model.eval().to(device), open_clip.get_tokenizer(source), preprocess
+    return model.eval().to(device), tokenizer, preprocess
 
 
-def check_folder(folder: Path) -> None:
+def _no_code(text_cfg: Mapping[str, Any]) -> dict[str, bool]:
+    """What forbids a tokenizer of transformers to run Python beside it; open_clip's own knows no such switch."""
+    return {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
     """Raise a clear error unless `folder` holds open_clip's configuration and whole safetensors weights.
 
-    open_clip itself would fall back to pickled weights, and to random ones.
+    open_clip itself would fall back to pickled weights, and to random ones; it would hand any key of the configuration
+    on, and build whatever it asks for. Returns the configuration of the text tower.
     """
     config = folder / "open_clip_config.json"
     if not config.is_file():
+        if (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{str(folder)!r} has no open_clip_config.json. {_of_transformers(str(folder))}")
         raise FileNotFoundError(f"{str(folder)!r} has no open_clip_config.json")
     try:
-        model_cfg = json.loads(config.read_text())["model_cfg"]
+        content = read_json(config)
+        model_cfg = content["model_cfg"]
         missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_cfg]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(config)!r} is no open_clip configuration with a 'model_cfg': {error}") from error
@@ -65,8 +83,39 @@ def check_folder(folder: Path) -> None:
             f"{str(folder)!r} holds the pickled {found[0].name}, which open_clip would read instead of "
             f"{safe[0].name}; take it out"
         )
-    if not tensor_names(found[0]):
+    head = header(found[0])
+    if not head.tensors:
         raise ValueError(f"{str(found[0])!r} holds no tensors")
+    check_clip_config(content, head, repr(str(config)))
+    if model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        check_tokenizer(folder)
+    return model_cfg["text_cfg"]
+
+
+def _of_transformers(name: str) -> str:
+    """How a CLIP that is kept as transformers keeps it is loaded, in a sentence."""
+    return (
+        f"A CLIP of transformers is loaded by its own library: slug_lite.Clip.from_transformers(transformers.CLIPModel"
+        f".from_pretrained({name!r}, use_safetensors=True), transformers.CLIPProcessor.from_pretrained({name!r}))"
+    )
+
+
+def from_hub(repository: str, device: str | torch.device, precision: str) -> Parts:
+    """A model of open_clip's format from "OWNER/NAME" on the hub: configuration, tokenizer and safetensors alone.
+
+    FileNotFoundError where it is neither in the hub's cache nor can be fetched; else as `from_folder`.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        wanted = ["open_clip_config.json", "open_clip*.safetensors", *_TOKENIZER_FILES]
+        folder = Path(snapshot_download(repository, allow_patterns=wanted))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"'hf-hub:{repository}' is not in the hub's cache {constants.HF_HUB_CACHE} and could not be fetched: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    return from_folder(folder, device, precision)
 
 
 def from_tag(name: str, device: str | torch.device, precision: str, shipped: list[str]) -> Parts:
@@ -74,6 +123,11 @@ def from_tag(name: str, device: str | torch.device, precision: str, shipped: lis
     arch, _, tag = name.partition("/")
     known = shipped + [f"{a}/{t}" for a, t in open_clip.list_pretrained()]
     if name not in known:
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not get_close_matches(arch, open_clip.list_models(), 1, 0.7):
+            raise KeyError(
+                f"{name!r} is no ARCH/TAG of open_clip. If it is OWNER/NAME on the hub: one of open_clip's format is "
+                f"{f'hf-hub:{name}'!r}. {_of_transformers(name)}"
+            )
         raise unknown(name, known, "model")
     config: dict[str, Any] = get_pretrained_cfg(arch, tag)
     quick = bool(open_clip.get_model_config(arch).get("quick_gelu"))
@@ -90,7 +144,8 @@ def from_tag(name: str, device: str | torch.device, precision: str, shipped: lis
     model, _, preprocess = open_clip.create_model_and_transforms(
         arch, pretrained=tag, device=device, precision=precision, require_pretrained=True
     )
-    return model.eval(), open_clip.get_tokenizer(arch), preprocess
+    text_cfg = open_clip.get_model_config(arch)["text_cfg"]
+    return model.eval(), open_clip.get_tokenizer(arch, **_no_code(text_cfg)), preprocess
 
 
 def from_transformers(model: nn.Module, processor: Any) -> Parts:

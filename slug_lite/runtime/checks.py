@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from .limits import check_size
 from .text_towers import differences
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _check_array(images: np.ndarray) -> None:
         raise ValueError(f"images have dtype {images.dtype}; give uint8 pixels from 0 to 255")
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
         raise ValueError(f"images have shape {images.shape}; give (n, height, width, 3), colour last")
+    check_size((images.shape[2], images.shape[1]), "every image")
 
 
 def _check_list(images: Sequence[Image.Image]) -> None:
@@ -73,6 +75,7 @@ def _check_list(images: Sequence[Image.Image]) -> None:
             )
         if image.mode == "F" or image.mode.startswith("I") or 0 in image.size:
             raise ValueError(f"image {k} has mode {image.mode!r} and size {image.size}; give 8-bit images with pixels")
+        check_size(image.size, f"image {k}", image.format)
 
 
 def check_names(forget: str, names: Mapping[str, Sequence[str]], templates: Mapping[str, Sequence[str]]) -> str:

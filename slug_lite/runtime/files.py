@@ -4,16 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import secrets
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+HEADER_LIMIT = 8 << 20  # bytes; CLIP ViT-bigG and the UNet of Stable Diffusion need 0.2 million
+TENSORS_LIMIT = 20_000  # in one file
+SIGNED_LIMIT = 2 << 30  # bytes of a file that is read as a whole
+_SIGNED_HEADER = 1 << 20  # bytes, of what is a layer or a few
+TEXT_LIMIT = 64 << 20  # bytes of a file of JSON or of a tokenizer
+_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a safetensors file says of a tensor before it is read."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says before any tensor is read: its tensors by name, and its metadata."""
+
+    tensors: dict[str, Outline]
+    meta: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """How many numbers the file holds."""
+        return sum(one.size for one in self.tensors.values())
 
 
 def safe_files(folder: Path) -> list[Path]:
@@ -29,41 +68,142 @@ def safe_files(folder: Path) -> list[Path]:
     return safe
 
 
-def tensor_names(file: Path) -> list[str]:
-    """The names of a safetensors file's tensors. ValueError for a file that is truncated or of another kind."""
+def header(file: Path, limit: int = HEADER_LIMIT) -> Header:
+    """What a safetensors file holds, without reading a tensor. ValueError for one that is truncated or another kind.
+
+    limit: bytes of the header, which is read as a whole; numbers in it are checked against each other and the file.
+    """
     try:
-        with safe_open(file, "pt") as saved:
-            return list(saved.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{str(file)!r} is truncated or no safetensors file: {error}") from error
+        with file.open("rb") as opened:
+            return _opened(opened, limit)[0]
+    except OSError as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
+
+
+def _opened(opened: BinaryIO, limit: int) -> tuple[Header, bytes]:
+    """The header of an open safetensors file, and the bytes that it was read from. ValueError as `header`."""
+    try:
+        whole, start = os.fstat(opened.fileno()).st_size, opened.read(8)
+        if not 2 <= (length := int.from_bytes(start, "little")) <= whole - 8:
+            raise ValueError(f"its {whole:,} bytes do not hold a header of {length:,}")
+        if length > limit:
+            raise ValueError(f"its header has {length:,} bytes; at most {limit:,} are read")
+        text = opened.read(length)
+        return _checked(json.loads(text, object_pairs_hook=_once), whole - 8 - length), start + text
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = str(error)[:200]
+        raise ValueError(f"{str(opened.name)!r} is truncated or no safetensors file: {reason}") from error
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. ValueError for a key that stands there twice: readers differ on which of them counts."""
+    pairs = list(pairs)
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _checked(content: Any, room: int) -> Header:
+    """A header's JSON as what it says; room: bytes of the tensors. ValueError and the like for what does not fit."""
+    meta = content.pop("__metadata__", {})
+    if not all(isinstance(value, str) for value in meta.values()):
+        raise ValueError("its metadata are not texts")
+    if len(content) > TENSORS_LIMIT:
+        raise ValueError(f"it has {len(content):,} tensors; at most {TENSORS_LIMIT:,} are read")
+    tensors, places = {}, []
+    for name, entry in content.items():
+        shape, (start, end) = entry["shape"], entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+            raise ValueError(f"the shape or place of {name[:80]!r} are no numbers")
+        if (asked := math.prod(shape) * _BYTES[entry["dtype"]]) != end - start:
+            raise ValueError(f"{name[:80]!r} needs {asked:,} bytes and has {end - start:,}")
+        tensors[name] = Outline(entry["dtype"], tuple(shape))
+        places.append((start, end))
+    ends = [0, *(end for _, end in sorted(places))]
+    if any(start != end for (start, _), end in zip(sorted(places), ends, strict=False)) or ends[-1] != room:
+        raise ValueError(f"its tensors do not fill the {room:,} bytes that are there")
+    return Header(tensors, meta)
+
+
+def check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Outline]) -> None:
+    """ValueError unless files hold what a model wants, each tensor in its shape, and nothing more."""
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(f"the weights in {str(folder)!r} lack {missing[0]!r}, {len(missing)} tensors in all")
+    if more := [name for name in found if name not in wanted]:
+        raise ValueError(
+            f"the weights in {str(folder)!r} hold {more[0][:80]!r}, {len(more)} tensors in all, which its "
+            "configuration has no place for"
+        )
+    for name, shape in wanted.items():
+        if found[name].shape != shape:
+            raise ValueError(
+                f"the weights in {str(folder)!r} cannot be loaded: {name!r} is {list(found[name].shape)}, and "
+                f"{list(shape)} by its configuration"
+            )
+
+
+def read_json(file: Path, limit: int = TEXT_LIMIT) -> Any:
+    """What a file of JSON says. ValueError for one that is too long, and for what is no JSON; no more is promised."""
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(limit + 1)
+        if len(text) > limit:
+            raise ValueError(f"it is longer than {limit:,} bytes")
+        return json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {str(error)[:200]}") from error
 
 
 def write_signed(file: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
-    """Tensors and metadata with a digest of both; an existing file is replaced in one go."""
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    meta = {**meta, "digest": digest(tensors, meta)}
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    """Tensors and metadata with a digest of both; an existing file is replaced in one go, a link is followed."""
+    tensors = _apart(tensors)
+    content = save(tensors, metadata={**meta, "digest": digest(tensors, meta)})
+    file = Path(os.path.realpath(file))
+    part = file.with_name(f".{secrets.token_hex(8)}.part")  # one's own, whoever else writes the same file
     try:
-        part.write_bytes(save(tensors, metadata=meta))
+        part.write_bytes(content)
+        if file.exists():
+            part.chmod(stat.S_IMODE(file.stat().st_mode))
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
 
 
-def read_signed(file: Path, kind: str, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, no two of which share memory, as safetensors wants them."""
+    found: dict[int, str] = {}
+    out = {}
+    for name, tensor in tensors.items():
+        out[name] = tensor.detach().cpu().contiguous()
+        if found.setdefault(out[name].untyped_storage().data_ptr(), name) != name:
+            out[name] = out[name].clone()
+    return out
+
+
+def read_signed(file: Path, kind: str, what: str, dtypes: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What `write_signed` wrote with a metadata "format" of `kind`; what: its name in messages, as "edit".
 
-    FileNotFoundError for no file, ValueError for a truncated, foreign or altered one.
+    The bytes are read once, then checked, then owned: what happens to the file later is nothing to the tensors.
+    dtypes: what tensors may be, in safetensors' words. FileNotFoundError for no file, ValueError for a truncated,
+    foreign or altered one.
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no {what} file {str(file)!r}")
+    with file.open("rb") as opened:
+        head, start = _opened(opened, _SIGNED_HEADER)
+        if head.meta.get("format") != kind:
+            found = str(head.meta.get("format"))[:80]
+            raise ValueError(f"{str(file)!r} is no {what}: its format is {found!r}, not {kind!r}")
+        for name, tensor in head.tensors.items():
+            if tensor.dtype not in dtypes:
+                raise ValueError(f"{name[:80]!r} in {str(file)!r} is {tensor.dtype}; {' or '.join(dtypes)} is allowed")
+        if (whole := os.fstat(opened.fileno()).st_size) > SIGNED_LIMIT:
+            raise ValueError(f"{str(file)!r} has {whole >> 20:,} MB; at most {SIGNED_LIMIT >> 20:,} are read")
+        content = start + opened.read(whole - len(start))
     try:
-        with safe_open(file, "pt") as saved:
-            meta = saved.metadata() or {}
-            if meta.get("format") != kind:
-                raise ValueError(f"{str(file)!r} is no {what}: its format is {meta.get('format')!r}, not {kind!r}")
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        tensors, meta = load(content), head.meta
+    except SafetensorError as error:
         raise ValueError(f"{str(file)!r} is truncated or no safetensors file: {error}") from error
     if meta.pop("digest", None) != digest(tensors, meta):
         raise ValueError(f"{str(file)!r} was altered after it was saved: its digest does not match its content")
@@ -75,5 +215,5 @@ def digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
     found = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -8,7 +8,6 @@ people who are nobody, halves and blends of two pictures, snippets, blurs and no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 
 from ..pairs import Pairs
 from ..runtime.checks import unknown
+from ..runtime.files import check_tensors, header, read_json
+from ..runtime.labels import check_label
 from .captions import NAMES
 
 NONE = "none of these"
@@ -128,9 +129,16 @@ def load_judge(folder: str | Path | None = None) -> Judge:
         if not file.is_file():
             raise FileNotFoundError(f"the judge's {str(file)!r} is missing")
     try:
-        config = json.loads((folder / "judge.json").read_text())
-        names = config["names"]
-        net = JudgeNet({kind: len(members) + 1 for kind, members in names.items()}, config["channels"])
+        config, head = read_json(folder / "judge.json", 1 << 20), header(folder / "model.safetensors")
+        names = {
+            check_label(kind, "a kind"): [check_label(name, "a name") for name in some]
+            for kind, some in config["names"].items()
+        }
+        sizes = {kind: len(members) + 1 for kind, members in names.items()}
+        with torch.device("meta"):  # built of nothing first: what it asks for must be what the file holds
+            wanted = {name: tuple(p.shape) for name, p in JudgeNet(sizes, config["channels"]).state_dict().items()}
+        check_tensors(folder, wanted, head.tensors)
+        net = JudgeNet(sizes, config["channels"])
         net.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -64,6 +64,7 @@ def page(request, site, browser):
     browser.set_window_size(1200, 900)
     browser.get_log("browser")
     browser.get(f"{site}/{request.param}.html")
+    all_there(browser)
     return browser
 
 
@@ -95,6 +96,7 @@ def test_no_sideways_scroll_on_a_phone(page):
     )
     try:
         page.refresh()
+        all_there(page)
         wide = page.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
         assert wide <= 1
     finally:
@@ -134,6 +136,11 @@ def eventually(browser, script, holds):
     return WebDriverWait(browser, 20, ignored_exceptions=[JavascriptException]).until(said, f"not so: {script}")
 
 
+def all_there(browser):
+    """Wait for the whole page: in one of forty the driver comes back while it is still being read."""
+    eventually(browser, "return document.readyState", lambda state: state == "complete")
+
+
 def test_chapters_open_on_colab(site, browser):
     browser.get(f"{site}/notebooks/00_forget_in_sixty_seconds.html")
     links = "return [...document.querySelectorAll('a[href*=\"colab.research\"]')].map(a => a.href)"
@@ -159,6 +166,7 @@ def test_the_slider_moves_without_a_kernel(site, browser):
     from selenium.webdriver.common.keys import Keys
 
     browser.get(f"{site}/notebooks/09_unlearning_in_stable_diffusion.html")
+    all_there(browser)
     figure = browser.find_element(By.CSS_SELECTOR, "figure.slider")
     pictures, slide = figure.find_elements(By.TAG_NAME, "img"), figure.find_element(By.TAG_NAME, "input")
 

@@ -6,7 +6,9 @@ from safetensors.torch import save_file
 
 from slug_lite.runtime.files import digest, read_signed, write_signed
 
+HALF = ("F16", "BF16")
 META = {"format": "mine 1", "concept": "Ada Sunfield"}
+DTYPES = ("F16", "BF16")
 
 
 @pytest.fixture
@@ -18,11 +20,13 @@ def tensors():
 def test_there_and_back(tensors, tmp_path):
     file = tmp_path / "edit.safetensors"
     write_signed(file, tensors | {"c": tensors["a"].T}, META)
-    found, meta = read_signed(file, "mine 1", "edit")
+    found, meta = read_signed(file, "mine 1", "edit", DTYPES)
     assert meta == META and all(torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in tensors.items())
     assert torch.equal(found["c"], tensors["a"].T) and list(tmp_path.iterdir()) == [file]
+    with pytest.raises(ValueError, match=r"'a' in .* is F16; F32 is allowed"):
+        read_signed(file, "mine 1", "edit", ["F32"])
     with pytest.raises(ValueError, match="its format is 'mine 1', not 'mine 2'"):
-        read_signed(file, "mine 2", "edit")
+        read_signed(file, "mine 2", "edit", DTYPES)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,7 @@ def test_every_change_of_a_tensor_is_noticed(tensors, change, tmp_path):
     file = tmp_path / "edit.safetensors"
     save_file({n: t.contiguous() for n, t in change(tensors).items()}, file, META | {"digest": digest(tensors, META)})
     with pytest.raises(ValueError, match="altered after it was saved"):
-        read_signed(file, "mine 1", "edit")
+        read_signed(file, "mine 1", "edit", DTYPES)
 
 
 def test_every_change_of_what_is_said_is_noticed(tensors):
@@ -59,4 +63,4 @@ def test_half_a_file_does_not_stay_behind_and_the_old_one_does(tensors, tmp_path
     with pytest.raises(KeyboardInterrupt):
         write_signed(file, {"a": tensors["b"]}, META)
     assert list(tmp_path.iterdir()) == [file]
-    assert set(read_signed(file, "mine 1", "edit")[0]) == {"a", "b"}
+    assert set(read_signed(file, "mine 1", "edit", DTYPES)[0]) == {"a", "b"}
