@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 SEARCH = StepSearch(margin=2.0)  # in standard deviations
 LONGER = 2.25  # times the step that CLIP needs for this margin: looked for on eight concepts of the mini world
-PROBED = 64  # of the prompts to preserve, about evenly spaced: by their shift a layer is chosen
+PROBED = 64  # of the prompts to preserve at most, every so many from the first: by their shift a layer is chosen
 
 
 def unlearn_pipeline(

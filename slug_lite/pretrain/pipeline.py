@@ -48,13 +48,13 @@ def sample(
     solver.set_timesteps(steps)
     size, channels = unet.config.sample_size, unet.config.in_channels
     noise = [torch.Generator().manual_seed(seed) for _ in states]
-    z = torch.cat([torch.randn(1, channels, size, size, generator=one) for one in noise])
-    words = torch.cat([nothing.expand_as(states), states])
+    z = torch.cat([torch.randn(1, channels, size, size, generator=one) for one in noise]).to(unet.device)
+    words = torch.cat([nothing.expand_as(states), states]).to(unet.device)
     for t in solver.timesteps:
         without, told = unet(torch.cat([z, z]), t, words).sample.chunk(2)
         z = solver.step(without + guidance * (told - without), t, z, generator=noise).prev_sample
     x = vae.decode(z / vae.config.scaling_factor).sample.clamp(-1, 1)
-    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def clip_tokenizer(clip: Clip) -> CLIPTokenizer:

@@ -122,7 +122,7 @@ def prepare(
     texts, table = _captions(pool.groups, recipe)
     start = torch.tensor(np.cumsum([0] + [len(images) for images in pool.images.values()]))
     data = {"latents": torch.cat(latents).contiguous(), "start": start, "captions": table,
-            "states": hidden_states(clip, texts).half().contiguous()}  # fmt: skip
+            "states": hidden_states(clip, texts).half().cpu().contiguous()}  # fmt: skip
     save_file(data, file.with_suffix(".part"))
     os.replace(file.with_suffix(".part"), file)
     return data

@@ -103,7 +103,7 @@ def test_styles_and_objects_on_the_grid(drawings):
     assert (grid.domain == "objects").sum() == 8
     mean = grid.groupby("domain")[["UA", "IRA", "CRA", "IRA_before", "CRA_before"]].mean()
     assert (mean[["IRA", "CRA"]] >= 0.9).all(axis=None) and mean.UA["objects"] >= 0.9
-    assert mean.UA["styles"] >= 0.78  # 0.9 is asked for: see chapter 11
+    assert mean.UA["styles"] >= 0.78  # 0.9 is asked for, and a search on pictures gave 0.87: see chapters 9 and 11
     assert (mean.IRA_before - mean.IRA <= 0.02).all() and (mean.CRA_before - mean.CRA <= 0.02).all()
     assert (grid.frechet > 0).all() and (grid.kilobytes < 150).all()
 
