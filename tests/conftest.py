@@ -103,3 +103,11 @@ def spy(monkeypatch):
         return calls
 
     return watch
+
+
+@pytest.fixture
+def canary(tmp_path):
+    """A file that hostile code writes; it must not be there in the end."""
+    file = tmp_path / "canary"
+    yield file
+    assert not file.exists(), "somebody else's code was run"

@@ -171,15 +171,20 @@ def _link(heads: Mapping[Path, Header], own: Path) -> None:
         (own / f"{name}.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """A model's configuration, with what its class takes alone. ValueError for sizes that no model has."""
-    kind = MODELS[folder.name][1]
-    file = folder / "config.json"
+def _table(file: Path) -> dict[str, Any]:
+    """What a configuration says. FileNotFoundError for none, ValueError for what is no table."""
     if not file.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} has no config.json")
+        raise FileNotFoundError(f"{str(file.parent)!r} has no {file.name}")
     content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{str(file)!r} is no table")
+    return content
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """A model's configuration, with what its class takes alone. ValueError for sizes that no model has."""
+    kind = MODELS[folder.name][1]
+    content = _table(file := folder / "config.json")
     if folder.name == "text_encoder":
         content = content.get("text_config", content) if content.get("model_type") == "clip" else content
         known: dict[str, Any] = {"architectures": [kind], "model_type": "clip_text_model"}
@@ -251,12 +256,7 @@ def _built(part: str, config: dict[str, Any]) -> nn.Module:
 
 def _scheduler_config(folder: Path, kind: str) -> dict[str, Any]:
     """A scheduler's configuration, with what its class takes alone. ValueError for numbers of another order."""
-    file = folder / "scheduler_config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} has no scheduler_config.json")
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise ValueError(f"{str(file)!r} is no table")
+    content = _table(file := folder / "scheduler_config.json")
     taken = _taken(kind)
     config = {key: value for key, value in content.items() if key in taken and key != "trained_betas"}
     for key, value in config.items():

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from canary import Bomb, code
 from safetensors.torch import load_file, save_file
 from small_pipelines import picture, pipeline
 
@@ -26,28 +27,6 @@ def _saved(_clip, parts, tmp_path_factory):
 @pytest.fixture
 def saved(_saved, tmp_path):
     return shutil.copytree(_saved, tmp_path / "pipe")
-
-
-@pytest.fixture
-def canary(tmp_path):
-    """A file that hostile code writes; it must not be there in the end."""
-    file = tmp_path / "canary"
-    yield file
-    assert not file.exists(), "somebody else's code was run"
-
-
-def code(canary):
-    return f"open({str(canary)!r}, 'w').write('sang')\n"
-
-
-class Bomb:
-    """Unpickled, it writes the canary."""
-
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return exec, (code(self.canary),)
 
 
 def change(file, **values):

@@ -15,6 +15,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from canary import code
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_clips import TINY
@@ -41,28 +42,6 @@ def _saved(_tiny, tmp_path_factory):
 def folder(_saved, tmp_path):
     """A tiny CLIP in open_clip's format, for a test to make hostile."""
     return shutil.copytree(_saved, tmp_path / "tiny")
-
-
-@pytest.fixture
-def canary(tmp_path):
-    """A file that hostile code writes; it must not be there in the end."""
-    file = tmp_path / "canary"
-    yield file
-    assert not file.exists(), "somebody else's code was run"
-
-
-def code(canary):
-    return f"open({str(canary)!r}, 'w').write('sang')\n"
-
-
-class Bomb:
-    """Unpickled, it writes the canary."""
-
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return exec, (code(self.canary),)
 
 
 def change(file, path, value):
