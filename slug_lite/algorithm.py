@@ -12,10 +12,12 @@ from torch import Tensor
 from .edit import Edit
 from .gradients import Gradients, one_shot_gradients
 from .models import Clip
-from .pairs import Pairs
+from .pairs import Pairs, check_sets
 from .runtime.batches import Memory
 from .runtime.checks import check_tower, check_validate, nothing_forgot
+from .runtime.functions import ask_once
 from .runtime.libraries import check_clip
+from .runtime.so_far import remark, telling
 from .search import Found, StepSearch, by_preference, make_delta, search_layers
 from .selection import pareto_fronts
 from .targets import fingerprint
@@ -100,11 +102,15 @@ def gradients_of(
     clip: Clip, tasks: Sequence[Task], fronts_of: Callable[[pd.DataFrame], list[list[str]]], memory: Memory
 ) -> list[Gradients]:
     """The gradients of all tasks (the first one's retain set serves all), kept for the layers of the fronts alone."""
-    # given a group of the layers, its fronts hold all that are on the fronts of the whole
-    return one_shot_gradients(
-        clip, [task.forget for task in tasks], tasks[0].retain, batch_size=memory.batch_size, passes=memory.passes,
-        keep=lambda stats: [layer for front in fronts_of(stats) for layer in front],
-    )  # fmt: skip
+    for task in tasks:
+        check_sets(task.forget, tasks[0].retain)
+        ask_once(task.validate, clip, (Validation, Scorer))
+    with remark("stopped while the gradients were taken: no layer was searched, nothing would have been returned"):
+        # given a group of the layers, its fronts hold all that are on the fronts of the whole
+        return one_shot_gradients(
+            clip, [task.forget for task in tasks], tasks[0].retain, batch_size=memory.batch_size, passes=memory.passes,
+            keep=lambda stats: [layer for front in fronts_of(stats) for layer in front],
+        )  # fmt: skip
 
 
 def best_edit(
@@ -122,7 +128,8 @@ def best_edit(
         found: dict[str, Found] = {}
         for front in fronts:
             new = [layer for layer in front if layer not in found]
-            found |= search_layers(clip, directions, new, scorer, replace(search, margin=margin))
+            with telling(found, concept, by_preference):
+                found |= search_layers(clip, directions, new, scorer, replace(search, margin=margin))
             traces += [found[layer].trace.assign(asked=margin) for layer in new]
             layer = next(iter(by_preference(found)), None)
             if layer is not None and found[layer].score.get("retain_accuracy", 0.0) >= enough:

@@ -6,9 +6,9 @@ How edits nest and come off in any order: `runtime.stacks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +21,9 @@ from .runtime.edit_files import not_finite, outlines, read_edit, write_edit
 from .runtime.labels import shown
 from .runtime.libraries import encoder_of, own_version
 from .runtime.linear import Factors, factors_of, product, side_by_side
+from .runtime.numbers import check_whole
 from .runtime.stacks import edited, shift
+from .runtime.undo import Block
 from .search import DELTA_DTYPE
 from .targets import deltas_for, fingerprint, modules_of, weights_of
 
@@ -86,35 +88,30 @@ class Edit:
             check_base(self.base, fingerprint(target), whole)
         return changes
 
-    @contextmanager
-    def on(self, target: Target, *, force: bool = False) -> Iterator[Target]:
+    def on(self, target: Target, *, force: bool = False) -> Block[Target]:
         """Put the edit on `target` for the length of a with-block.
 
         target: a Clip or its model, a diffusers.StableDiffusionPipeline or its text encoder, of any dtype and device.
-        Leaving it, by an exception too, restores weights, requires_grad, .grad and train/eval mode bit for bit.
+        Leaving it, however, restores weights, requires_grad, .grad and train/eval mode bit for bit. Threads take turns.
         ValueError, and nothing changed, for a target of another kind, for layers that it does not have (a pipeline
         has no vision tower and no text_projection), other shapes, and, without force, another model.
         """
-        with edited(modules_of(target), self.check(target, force)):
-            yield target
+        return edited(modules_of(target), partial(self.check, target, force), target)
 
     def apply(self, target: Target, *, force: bool = False) -> None:
-        """Add the edit for good; `revert` takes it off again to rounding, `on` bit for bit. Targets as for `on`."""
-        for weight, delta in self.check(target, force):
-            shift(weight, delta)
+        """Add the edit for good, all or nothing; `revert` takes it off to rounding, `on` bit for bit. Else as `on`."""
+        shift(modules_of(target), partial(self.check, target, force))
 
     def revert(self, target: Target) -> None:
         """Subtract what `apply` added. The fingerprint is that of the edited model then, so it is not asked for."""
-        for weight, delta in self.check(target, force=True):
-            shift(weight, -delta)
+        shift(modules_of(target), lambda: [(weight, -delta) for weight, delta in self.check(target, force=True)])
 
     def low_rank(self, rank: int) -> Edit:
         """The edit with every delta replaced by the nearest one of `rank` (Eckart and Young, 1936), for small files.
 
         A convolution counts as a matrix (out, in * height * width). ValueError for a rank below 1.
         """
-        if rank < 1:
-            raise ValueError(f"rank={rank}; at least 1 is needed")
+        check_whole(rank=rank)
         factors = {layer: factors_of(delta, rank) for layer, delta in self.deltas.items()}
         deltas = {layer: product(pair, self.deltas[layer].shape) for layer, pair in factors.items()}
         return replace(self, deltas=deltas, factors=factors)

@@ -14,9 +14,11 @@ from .models import Clip
 from .runtime.bracket import Bracket
 from .runtime.checks import unknown
 from .runtime.modes import eval_mode
+from .runtime.numbers import check_positive, check_real, check_whole
 from .runtime.progress import bar
 from .runtime.replay import blocks_before
-from .runtime.stacks import add_delta
+from .runtime.so_far import skipped, telling
+from .runtime.stacks import add_delta, kept
 from .selection import MEASURES
 from .validation import Score, Validate, scorer_of
 
@@ -51,13 +53,9 @@ class StepSearch:
             raise unknown(self.rule, RULES, "stopping rule")
         if self.measure not in MEASURES:
             raise unknown(self.measure, MEASURES, "measure")
-        if self.evaluations < 1 or self.fronts < 1:
-            raise ValueError(f"evaluations={self.evaluations}, fronts={self.fronts}; at least 1 of each is needed")
-        if not self.margin > 0 or not self.max_accuracy_drop >= 0:
-            raise ValueError(
-                f"margin={self.margin}, max_accuracy_drop={self.max_accuracy_drop}; a positive margin and a drop of "
-                "0 or more are needed"
-            )
+        check_whole(evaluations=self.evaluations, fronts=self.fronts)
+        check_real(max_accuracy_drop=self.max_accuracy_drop)
+        check_positive(margin=self.margin)
 
     def forgotten(self, score: Score) -> bool:
         """Is the concept gone, by these validation scores?
@@ -90,7 +88,6 @@ def make_delta(gradient: Tensor, step: float) -> Tensor:
     return (step * gradient.detach()).to(DELTA_DTYPE)
 
 
-@torch.no_grad()
 def search_step(
     clip: Clip, layer: str, gradient: Tensor, validate: Validate, search: StepSearch = StepSearch()
 ) -> Found:
@@ -109,19 +106,16 @@ def search_step(
     weight = clip.weights()[layer]
     if gradient.shape != weight.shape:
         raise ValueError(f"the gradient is {tuple(gradient.shape)}, the weight {layer!r} is {tuple(weight.shape)}")
-    scorer, original, rows = scorer_of(validate, clip).at(layer), weight.detach().clone(), []
-    try:
-        with eval_mode(clip.model):
-            step = try_steps(weight, gradient, scorer.forgetting, search, rows)
-            if step is not None:
-                weight.copy_(add_delta(original, make_delta(gradient, step)))
-                best = next(row for row in rows if row["step"] == step)
-                best |= scorer.retaining()
-    finally:
-        weight.copy_(original)
+    scorer, rows = scorer_of(validate, clip).at(layer), []
+    with kept(clip.model, weight) as original, eval_mode(clip.model):
+        step = try_steps(weight, gradient, scorer.forgetting, search, rows)
+        if step is not None:
+            weight.copy_(add_delta(original, make_delta(gradient, step)))
+            best = next(row for row in rows if row["step"] == step)
+            best |= scorer.retaining()
     trace = pd.DataFrame([{"layer": layer, "evaluation": k, **row} for k, row in enumerate(rows)])
-    kept = None if step is None else {key: value for key, value in best.items() if key not in ("step", "forgotten")}
-    return Found(step, kept, trace)
+    score = None if step is None else {key: value for key, value in best.items() if key not in ("step", "forgotten")}
+    return Found(step, score, trace)
 
 
 def try_steps(
@@ -146,12 +140,13 @@ def search_layers(
     search: StepSearch = StepSearch(),
 ) -> dict[str, Found]:  # fmt: skip
     """The step search in each of `layers`, along its direction; what cannot change is embedded once."""
-    found: dict[str, Found] = {}
-    scorer = scorer_of(validate, clip)
+    scorer, found = scorer_of(validate, clip), dict[str, Found]()
     # from the front of a tower to its back, so that each starts from what the one before has kept
     ordered = sorted(layers, key=lambda layer: len(blocks_before(clip, layer)))
-    for layer in bar(ordered, desc="step search"):
-        found[layer] = search_step(clip, layer, directions[layer], scorer, search)
+    with telling(found):
+        for layer in bar(ordered, desc="step search"):
+            lacking, asked = skipped(clip, layer, directions[layer]), (clip, layer, directions[layer], scorer, search)
+            found[layer] = search_step(*asked) if lacking is None else Found(None, None, lacking)
     return {layer: found[layer] for layer in layers}
 
 

@@ -7,7 +7,6 @@ What plain steps cost the rest adds up. So the gradients of what is to stay may 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +22,8 @@ from .runtime.batches import Memory, groups
 from .runtime.checks import check_tower
 from .runtime.libraries import check_clip
 from .runtime.linear import protect_layers
+from .runtime.so_far import remark
+from .runtime.undo import together
 from .search import StepSearch
 from .validation import Validate
 
@@ -105,9 +106,8 @@ def in_rounds(
     for number in range(rounds if len(validates) > 1 else 1):
         for name, validate in validates.items():
             before, others = [edits[name].layers] if name in edits else [], [e for n, e in edits.items() if n != name]
-            with ExitStack() as stack:
-                for target in targets if others else ():
-                    stack.enter_context(merge(others).on(target))
+            on = [merge(others).on(target) for target in targets] if others else []
+            with together(on), remark(f"stopped in round {number} of {rounds}, counted from 0", edits):
                 edits[name] = find(targets[0], name, validate, directions[name], [*before, *fronts[name]], search)
             traces.append(edits[name].trace.assign(concept=name, round=number))
     trace = pd.concat(traces, ignore_index=True)

@@ -12,6 +12,7 @@ import slug_lite as slug
 from slug_lite import Pairs, StepSearch, Task, algorithm
 from slug_lite.algorithm import best_edit
 from slug_lite.search import Found
+from slug_lite.several import in_rounds
 from slug_lite.world.evaluation import drop, recognised
 from slug_lite.world.tasks import task
 
@@ -365,3 +366,124 @@ def test_whatever_says_what_to_forget_becomes_a_task(tiny, sets):
     assert bare.concept == "the forget set" and list(bare.protect) == []
     named = slug.as_task("Zorbo", tiny, seed=2)
     assert named.concept == named.validate.forget == "Zorbo" and named.forget.images.shape[1:] == (32, 32, 3)
+
+
+def bad_scores(value):
+    return lambda clip: value
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "returned a NoneType"), (0.5, "returned a float"), ([0.5], "returned a list"), ({}, "'forget_accuracy'"),
+        ({"retain_accuracy": 1.0}, "'forget_accuracy' must be"), ({"forget_accuracy": np.nan}, "forget_accuracy=nan"),
+        ({"forget_accuracy": None}, "a NoneType as 'forget_accuracy'"),
+        ({"forget_accuracy": "0.5"}, "a str as 'forget_accuracy'"),
+        ({"forget_accuracy": torch.zeros(2)}, "a Tensor as 'forget_accuracy'"),
+        ({"forget_accuracy": 1.0, "retain_accuracy": np.inf}, "retain_accuracy=inf"),
+        ({"forget_accuracy": 1.0, "standardized_margin": np.nan}, "standardized_margin=nan"),
+    ],
+)  # fmt: skip
+def test_what_a_validation_returns_is_looked_at_before_any_gradient_is_taken(tiny, monkeypatch, returned, message):
+    never = lambda *args: pytest.fail("a gradient was taken")  # noqa: E731
+    for name in ("_forget_backward", "_retain_backward"):
+        monkeypatch.setattr(f"slug_lite.gradients.{name}", never)
+    forget, retain = world.pairs("Zorbo", n=4, size=32), world.retain(["Zorbo"], n=8, size=32)
+    with pytest.raises(ValueError, match=message):
+        slug.unlearn(tiny, forget, retain, validate=bad_scores(returned))
+    with pytest.raises(ValueError, match=message):
+        slug.unlearn_several(tiny, [slug.Task(forget, retain, bad_scores(returned), "Zorbo")], protect=())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: slug.Memory(batch_size=1.5), lambda: slug.Memory(passes=2.0), lambda: slug.Memory(batch_size=True),
+        lambda: slug.Memory(batch_size="8"), lambda: StepSearch(evaluations=2.5), lambda: StepSearch(fronts=1.0),
+        lambda: StepSearch(margin=np.nan), lambda: StepSearch(margin=np.inf), lambda: StepSearch(margin="4"),
+        lambda: StepSearch(max_accuracy_drop=np.nan), lambda: StepSearch(margin=0), lambda: StepSearch(margin=-1.0),
+    ],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused_at_the_door(make):
+    with pytest.raises(ValueError, match=r"needed"):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert slug.Memory(np.int64(4)).batch_size == 4 and StepSearch(margin=np.float32(2), evaluations=np.int8(3))
+
+
+@pytest.mark.parametrize("what", ["weight", "gradient"])
+def test_a_layer_of_zeros_is_skipped_with_a_line_in_the_trace(tiny, what):
+    layers = ["visual.proj", "text_projection"]
+    weights = tiny.weights()
+    directions = {layer: torch.ones_like(weights[layer]) for layer in layers}
+    with torch.no_grad():
+        (weights if what == "weight" else directions)["visual.proj"].zero_()
+    gone = lambda clip: {"forget_accuracy": 0.0, "retain_accuracy": 1.0}  # noqa: E731
+    edit = algorithm.best_edit(tiny, "x", gone, directions, [layers], StepSearch("top1"))
+    assert edit.layer == "text_projection"
+    lines = edit.trace[edit.trace["layer"] == "visual.proj"]
+    assert len(lines) == 1 and "is zero" in lines["skipped"].item() and not lines["forgotten"].item()
+    with pytest.raises(slug.NothingForgets, match="does not reach any layer") as error:
+        algorithm.best_edit(tiny, "x", gone, directions, [layers[:1]], StepSearch("top1"))
+    assert len(error.value.trace) == 1
+    never = lambda clip: {"forget_accuracy": 1.0}  # noqa: E731
+    with pytest.raises(slug.NothingForgets, match="none of 1 layers"):
+        algorithm.best_edit(tiny, "x", never, directions, [layers], StepSearch("top1"))
+
+
+def test_a_step_that_breaks_the_model_has_not_forgotten(tiny):
+    answers = iter([1.0, np.nan])
+    broken = lambda clip: {"forget_accuracy": 0.0 * next(answers), "retain_accuracy": 1.0}  # noqa: E731
+    with pytest.raises(slug.NothingForgets):
+        algorithm.best_edit(
+            tiny, "x", broken, {"visual.proj": torch.ones_like(tiny.weights()["visual.proj"])}, [["visual.proj"]],
+            StepSearch("top1", evaluations=1),
+        )  # fmt: skip
+
+
+def test_a_search_that_is_stopped_says_how_far_it_got(tiny):
+    layers = ["visual.proj", "transformer.resblocks.0.attn.out_proj.weight", "text_projection"]
+    directions, stop = {layer: torch.ones_like(tiny.weights()[layer]) for layer in layers}, tiny.weights()[layers[2]]
+    before = stop.detach().clone()
+
+    def validate(clip):
+        if not torch.equal(stop, before):
+            raise KeyboardInterrupt
+        changed = any(not torch.equal(tiny.weights()[layer], kept) for layer, kept in whole.items())
+        return {"forget_accuracy": 0.0, "retain_accuracy": 0.75 if changed else 1.0}
+
+    whole = {layer: tiny.weights()[layer].detach().clone() for layer in layers}
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        best_edit(tiny, "Ada", validate, directions, [layers[:1], layers[1:]], StepSearch("top1", evaluations=2))
+    (note,) = stopped.value.__notes__
+    assert "2 layers were searched, 2 of them forget" in note and "at step" in note and "75.0%" in note
+    assert set(stopped.value.found) == set(layers[:2]) and torch.equal(stop, before)
+
+
+def test_a_search_that_is_stopped_among_several_names_says_what_it_has(tiny):
+    gone, calls = {"forget_accuracy": 0.0, "retain_accuracy": 1.0}, []
+
+    def find(clip, name, *_):
+        calls.append(name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        layer = "visual.proj"
+        delta = torch.ones_like(clip.weights()[layer]).half()
+        return slug.Edit({layer: delta}, {layer: 1.0}, name, slug.fingerprint(clip), trace=pd.DataFrame())
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        in_rounds([tiny], dict.fromkeys("ab", gone), {"a": {}, "b": {}}, {"a": [], "b": []}, StepSearch(), find=find)
+    assert list(stopped.value.edits) == ["a", "b"] and "those of a, b" in stopped.value.__notes__[0]
+
+
+def test_stopped_while_gradients_are_taken(tiny, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slug_lite.gradients._retain_backward", stop)
+    forget, retain = world.pairs("Zorbo", n=4, size=32), world.retain(["Zorbo"], n=8, size=32)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        slug.unlearn(tiny, forget, retain, validate=lambda clip: {"forget_accuracy": 1.0})
+    assert "while the gradients were taken" in stopped.value.__notes__[0]

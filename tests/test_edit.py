@@ -1,6 +1,9 @@
 """Edits: on and off bit for bit, in any order, through files, and only on the model that they were made for."""
 
 import copy
+import random
+import threading
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -9,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import slug_lite as slug
 from slug_lite.runtime import stacks
+from slug_lite.runtime.modes import eval_mode
 
 LAYER = "transformer.resblocks.0.attn.out_proj.weight"
 OTHER = "visual.proj"
@@ -275,3 +279,150 @@ def test_merged_edits_of_low_rank_stay_so(tiny, tmp_path):
     assert all(torch.equal(again.deltas[layer], low.deltas[layer]) for layer in low.layers)
     assert all(torch.equal(again.factors[n][side], low.factors[n][side]) for n in low.layers for side in (0, 1))
     assert slug.merge([a.low_rank(1), b]).factors is None
+
+
+def in_thread(function):
+    """Start it; what it raised is put into the list returned."""
+    raised = []
+
+    def run():
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, raised
+
+
+def test_threads_that_draw_with_edits_take_turns_and_leave_the_model_as_it_was(tiny):
+    edits, before, wrong = [make(tiny, seed=k) for k in range(3)], state(tiny), []
+
+    def serve(edit):
+        for _ in range(20):
+            with edit.on(tiny):
+                wanted = before[LAYER] + edit.delta.float()
+                time.sleep(0.0005)
+                wrong.extend([] if torch.equal(tiny.weights()[LAYER], wanted) else [edit])
+
+    threads = [in_thread(lambda edit=edit: serve(edit)) for edit in edits]
+    for thread, raised in threads:
+        thread.join(30)
+        assert not thread.is_alive() and raised == []
+    assert wrong == [] and same(state(tiny), before) and not stacks.STACKS
+
+
+def test_a_thread_that_waits_too_long_is_told_whom_for(tiny, monkeypatch):
+    monkeypatch.setattr("slug_lite.runtime.undo.PATIENCE", 0.05)
+    edit, before = make(tiny), state(tiny)
+    for change in (lambda: edit.on(tiny).__enter__(), lambda: edit.apply(tiny), lambda: edit.revert(tiny)):
+        with edit.on(tiny):
+            thread, raised = in_thread(change)
+            thread.join(30)
+        assert isinstance(raised[0], RuntimeError) and "'MainThread' has had an edit" in str(raised[0])
+        assert same(state(tiny), before)
+
+
+def test_an_edit_left_on_by_a_thread_that_ended_is_not_waited_for(tiny):
+    edit, other, before = make(tiny), make(tiny, seed=5), state(tiny)
+    context = edit.on(tiny)
+    thread, raised = in_thread(context.__enter__)
+    thread.join(30)
+    with other.on(tiny):
+        pass
+    assert torch.equal(tiny.weights()[LAYER], before[LAYER] + edit.delta.float()) and not raised
+    context.__exit__(None, None, None)
+    assert same(state(tiny), before)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nested_and_left_in_any_order_also_flags_modes_and_gradients(tiny, seed):
+    """A walk of edits that come and go in any order, while what is inside changes everything that they restore."""
+    rng = random.Random(seed)
+    weights, edits = tiny.weights(), [make(tiny, rng.choice([LAYER, OTHER]), seed=k) for k in range(4)]
+    weights[OTHER].grad = torch.ones_like(weights[OTHER])
+
+    def all_of():
+        flags = [(p.requires_grad, None if p.grad is None else p.grad.sum().item()) for p in weights.values()]
+        return flags, [module.training for module in tiny.model.modules()]
+
+    before, rest = state(tiny), all_of()
+    outer = edits[0].on(tiny)  # the first that restores flags and gradients, left with all the others
+    outer.__enter__()
+    on, modes = [outer], []
+    for _ in range(30):
+        if len(on) > 1 and rng.random() < 0.5:
+            on.pop(rng.randrange(len(on))).__exit__(None, None, None)
+        else:
+            an_edit = rng.random() < 0.7
+            on.append(rng.choice(edits).on(tiny) if an_edit else eval_mode(tiny.model))
+            modes += [] if an_edit else [on[-1]]
+            on[-1].__enter__()
+        if any(block not in modes for block in on):
+            tiny.model.train(rng.random() < 0.5)
+            weights[LAYER].requires_grad_(rng.random() < 0.5)
+            weights[OTHER].grad = rng.choice([None, torch.zeros_like(weights[OTHER])])
+    while on:
+        on.pop(rng.randrange(len(on))).__exit__(None, None, None)
+    assert same(state(tiny), before) and not stacks.STACKS and all_of() == rest
+
+
+def test_apply_is_all_or_nothing(tiny, monkeypatch):
+    merged, before = slug.merge([make(tiny), make(tiny, OTHER)]), state(tiny)
+    write, calls = stacks.set_untouched, []
+
+    def interrupted(weight, values):
+        calls.append(1)
+        write(weight, values)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stacks, "set_untouched", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merged.apply(tiny)
+    assert same(state(tiny), before)
+    merged.apply(tiny)
+    assert not torch.equal(state(tiny)[LAYER], before[LAYER]) and not torch.equal(state(tiny)[OTHER], before[OTHER])
+
+
+@pytest.mark.parametrize("way", ["on", "apply", "revert"])
+def test_sums_that_the_dtype_cannot_hold_are_refused(tiny, way):
+    tiny.model.half()
+    large = {LAYER: torch.full_like(tiny.weights()[LAYER], 6e4), OTHER: torch.ones_like(tiny.weights()[OTHER])}
+    with torch.no_grad():
+        tiny.weights()[LAYER].fill_(-3e4 if way == "revert" else 3e4)
+    edit, before = slug.Edit(large, dict.fromkeys(large, 1.0), "x", slug.fingerprint(tiny)), state(tiny)
+    with pytest.raises(ValueError, match=r"torch.float16, which cannot hold the sum"):
+        if way == "on":
+            with edit.on(tiny):
+                pass
+        else:
+            getattr(edit, way)(tiny)
+    assert same(state(tiny), before) and not stacks.STACKS
+
+
+def test_weights_that_were_replaced_inside_come_back(tiny):
+    edit, before, own = make(tiny), state(tiny), tiny.weights()[LAYER]
+    with edit.on(tiny):
+        tiny.model.load_state_dict(state(tiny), assign=True)
+        assert tiny.weights()[LAYER] is not own
+    assert tiny.weights()[LAYER] is own and same(state(tiny), before) and not stacks.STACKS
+
+
+def test_two_parameters_on_one_memory_are_refused(tiny):
+    blocks = tiny.model.transformer.resblocks
+    blocks[1].attn.out_proj.weight.data = blocks[0].attn.out_proj.weight.data
+    edit, before = make(tiny), state(tiny)
+    for change in (lambda: edit.on(tiny).__enter__(), lambda: edit.apply(tiny)):
+        with pytest.raises(ValueError, match=r"resblocks.0.*resblocks.1.*two parameters on one memory"):
+            change()
+    with make(tiny, OTHER).on(tiny):  # another one is nobody else's
+        pass
+    assert same(state(tiny), before)
+    flat = torch.cat([blocks[0].attn.out_proj.weight.detach().flatten(), blocks[1].mlp.c_fc.weight.detach().flatten()])
+    size = blocks[0].attn.out_proj.weight.numel()
+    blocks[0].attn.out_proj.weight.data = flat[:size].view(32, 32)  # beside each other, not on each other
+    blocks[1].mlp.c_fc.weight.data = flat[size:].view_as(blocks[1].mlp.c_fc.weight)
+    with edit.on(tiny):
+        pass

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..edit import Edit
 from ..models import Clip
 from ..runtime.checks import unknown
+from ..runtime.numbers import check_whole
 from ..search import StepSearch
 from ..several import in_rounds
 from ..validation import Validation
@@ -30,8 +31,7 @@ def forget_in_layer(
     """
     if layer not in clip.weights():
         raise unknown(layer, clip.weights(), "layer")
-    if not directions or rounds < 1:
-        raise ValueError(f"{len(directions)} directions and {rounds} rounds; at least 1 of each is needed")
+    check_whole(directions=len(directions), rounds=rounds)
     for concept in directions:
         if concept not in validations:
             raise unknown(concept, validations, "concept with a validation")

@@ -17,14 +17,14 @@ from ..losses import forget_loss, retain_loss
 from ..models import Clip
 from ..pairs import Pairs
 from ..runtime.modes import only_gradients_of
+from ..runtime.numbers import check_whole
 
 BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # unit vectors of pictures and captions (n, dim), logit scale
 
 
 def in_batches(pairs: Pairs, size: int) -> list[Pairs]:
     """The pairs in their order, `size` at a time; the last batch may be shorter. ValueError for a size below 1."""
-    if size < 1:
-        raise ValueError(f"size={size}; at least 1 is needed")
+    check_whole(size=size)
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 

@@ -22,7 +22,7 @@ from ..gradients import Gradients
 from ..models import Clip
 from ..runtime.checks import unknown
 from ..runtime.progress import bar
-from ..runtime.stacks import add_delta
+from ..runtime.stacks import add_delta, kept
 from ..search import first_step, make_delta
 from ..selection import pareto_front
 from ..targets import fingerprint
@@ -79,15 +79,13 @@ def layer_effects(
         gradient, weight = gradients.forget[layer], clip.weights()[layer]
         if gradients.stats.loc[layer, "forget_norm"] == 0:
             continue
-        probe, original = scorer.at(layer), weight.detach().clone()
+        probe = scorer.at(layer)
         rows[layer, 0.0] = {"step": 0.0, **scorer()}
-        try:
+        with kept(clip.model, weight) as original:
             for length in relative:
                 step = 10 * first_step(original, gradient) * length
                 weight.copy_(add_delta(original, make_delta(gradient, step)))
                 rows[layer, float(length)] = {"step": step, **probe()}
-        finally:
-            weight.copy_(original)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["layer", "relative"])
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..runtime.undo import Undo, undone
 from .drawing import call_settings, check_draws
 
 if TYPE_CHECKING:
@@ -49,22 +50,20 @@ class AttentionMaps:
         return self.maps[sorted(rows)].sum(0)
 
 
-@contextmanager
-def _recorded(unet: nn.Module, sums: dict[int, Tensor], counts: Counter[int]) -> Iterator[None]:
+@undone
+def _recorded(undo: Undo, unet: nn.Module, sums: dict[int, Tensor], counts: Counter[int]) -> None:
     """While the with-block lasts, add up every cross-attention's weights, by number of positions.
 
     sums: (positions, tokens) each, of the last row of a batch, the mean over heads; counts: how many were added.
     """
     from diffusers.models.attention_processor import AttnProcessor
 
-    with ExitStack() as stack:
-        for name, module in unet.named_modules():
-            if name.endswith("attn2"):
-                stack.callback(module.set_processor, module.processor)
-                module.set_processor(AttnProcessor())  # the one that has its weights in full
-                module.get_attention_scores = _adding(module, sums, counts)
-                stack.callback(delattr, module, "get_attention_scores")
-        yield
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            undo.note(module, "get_attention_scores")
+            undo[object()] = partial(module.set_processor, module.processor)
+            module.set_processor(AttnProcessor())  # the one that has its weights in full
+            module.get_attention_scores = _adding(module, sums, counts)
 
 
 def _adding(module: nn.Module, sums: dict[int, Tensor], counts: Counter[int]) -> Callable[..., Tensor]:

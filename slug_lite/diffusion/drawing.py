@@ -10,7 +10,9 @@ import torch
 
 from ..pairs import Pairs
 from ..runtime.libraries import encoder_of, is_pipeline
+from ..runtime.numbers import check_whole
 from ..runtime.progress import bar
+from ..runtime.undo import Undo, undone
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -39,23 +41,25 @@ def generated_pairs(
     check_draws(pipe)
     if not prompts or not all(isinstance(text, str) and text for text in prompts):
         raise ValueError(f"prompt is {prompt!r}; give a text or a list of texts")
-    if min(n, batch_size, 1 if steps is None else steps) < 1:
-        raise ValueError(f"n={n}, batch_size={batch_size}, steps={steps}: at least 1 is needed of each")
+    check_whole(n=n, batch_size=batch_size, steps=1 if steps is None else steps)
     captions = [prompts[k % len(prompts)] for k in range(n)]
     own = call_settings(steps, guidance_scale)
-    images, shown = [], getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(**{**shown, "disable": True})
-    try:
-        with bar(total=n, desc="drawing", show=progress) as done:
-            for start in range(0, n, batch_size):
-                rows = range(start, min(start + batch_size, n))
-                noise = [torch.Generator().manual_seed(picture_seed(seed, k)) for k in rows]
-                drawn = pipe([captions[k] for k in rows], generator=noise, **own).images
-                images += [np.asarray(image.convert("RGB")) for image in drawn]
-                done.update(len(rows))
-    finally:
-        pipe.set_progress_bar_config(**shown)
+    images: list[np.ndarray] = []
+    with _without_bar(pipe), bar(total=n, desc="drawing", show=progress) as done:
+        for start in range(0, n, batch_size):
+            rows = range(start, min(start + batch_size, n))
+            noise = [torch.Generator().manual_seed(picture_seed(seed, k)) for k in rows]
+            drawn = pipe([captions[k] for k in rows], generator=noise, **own).images
+            images += [np.asarray(image.convert("RGB")) for image in drawn]
+            done.update(len(rows))
     return Pairs(np.stack(images), captions)
+
+
+@undone
+def _without_bar(undo: Undo, pipe: StableDiffusionPipeline) -> None:
+    """Inside, the pipeline draws no progress bars of its own."""
+    undo.note(pipe, "_progress_bar_config")
+    pipe.set_progress_bar_config(**{**getattr(pipe, "_progress_bar_config", {}), "disable": True})
 
 
 @torch.no_grad()

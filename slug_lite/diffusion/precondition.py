@@ -9,12 +9,14 @@ same C^-1 (Meng et al., 2022, equation 2).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..runtime.libraries import encoder_of
+from ..runtime.modes import hooked
 from ..runtime.text_towers import translate_names
 from .drawing import prompt_states
 
@@ -49,17 +51,13 @@ def input_moments(pipe: StableDiffusionPipeline, prompts: Sequence[str], layers:
     sums = {layer: torch.zeros(module.in_features, module.in_features).double() for layer, module in linear.items()}
     count = 0
 
-    def add(layer: str, inputs: Tensor) -> None:
-        x = inputs.flatten(end_dim=-2).float()
+    def add(layer: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        x = inputs[0].flatten(end_dim=-2).float()
         sums[layer] += (x.T @ x).cpu().double()
 
-    hooks = [m.register_forward_pre_hook(lambda _, x, layer=layer: add(layer, x[0])) for layer, m in linear.items()]
-    try:
+    with hooked(list(linear.values()), [partial(add, layer) for layer in linear]):
         for k in range(0, len(prompts), PROMPTS):
             count += prompt_states(pipe, prompts[k : k + PROMPTS]).shape[:2].numel()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {layer: total / count for layer, total in sums.items()}
 
 

@@ -27,6 +27,7 @@ from ..pairs import Pairs
 from ..runtime.batches import Memory
 from ..runtime.checks import NothingForgets, nothing_forgot
 from ..runtime.libraries import check_clip
+from ..runtime.so_far import telling
 from ..runtime.text_towers import translate_names
 from ..search import DELTA_DTYPE, StepSearch, by_preference, make_delta, search_layers
 from ..several import in_rounds, merge_all, protected, tasks_of
@@ -96,7 +97,8 @@ def least_shift(
 ) -> Edit:  # fmt: skip
     """As `algorithm.best_edit`, but `LONGER`, and in the layer whose step shifts the states of prompts least."""
     layers = list(dict.fromkeys(layer for front in fronts for layer in front))
-    found = search_layers(clip, directions, layers, validate, search)
+    with telling({}, concept, by_preference):
+        found = search_layers(clip, directions, layers, validate, search)
     edits = {}
     for layer in by_preference(found):
         delta = make_delta(directions[layer], step := LONGER * float(found[layer].step)).cpu()

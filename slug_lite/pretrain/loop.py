@@ -11,19 +11,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..runtime.files import digest, write_signed
 from ..runtime.progress import bar
+from ..runtime.undo import Undo, undone
+
+FORMAT = "slug_lite checkpoint 1"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
 
 class Recipe(Protocol):
@@ -90,8 +94,9 @@ def train(folder: Path, name: str, training: Training, when: When = When()) -> i
     """Take the steps from the checkpoint folder/NAME-checkpoint.safetensors on; the number of steps done.
 
     The log is folder/NAME_log.jsonl: step, loss (the mean since the last row), lr, seconds of this sitting, and what
-    `training.look` adds. Raises ValueError if the checkpoint belongs to another recipe, and KeyboardInterrupt after
-    an interrupt (Ctrl-C or TERM), all saved; after any other exception the last checkpoint stands.
+    `training.look` adds. Raises ValueError if the checkpoint belongs to another recipe or is damaged, and
+    KeyboardInterrupt after an interrupt (Ctrl-C or TERM), all saved. Any other exception saves as well, but for one
+    that comes while a step changes the weights: then the last checkpoint stands.
     """
     model, optimizer, steps = training.model, training.optimizer, training.recipe.steps
     kept, run = folder / f"{name}-checkpoint.safetensors", fixed(training.recipe)
@@ -99,20 +104,38 @@ def train(folder: Path, name: str, training: Training, when: When = When()) -> i
     stop = min(steps if when.until is None else when.until, steps)
     start = saved = time.monotonic()
     losses: list[float] = []
-    with _interrupts() as interrupted, bar(total=stop, initial=step, desc=f"{name} steps") as done:
-        while step < stop and not interrupted.is_set():
-            losses.append(training.one_step(step))
-            step += 1
-            done.update()
-            if step % when.log_every == 0 or step == steps:
-                row = {"step": step, "loss": round(float(np.mean(losses)), 5), "lr": optimizer.param_groups[0]["lr"],
-                       "seconds": round(time.monotonic() - start, 1)}  # fmt: skip
-                log_row(folder, row | training.look(step), f"{name}_log.jsonl")
-                losses = []
-            if time.monotonic() - saved > 60 * when.minutes:
-                save_checkpoint(kept, model, optimizer, step, run)
-                saved = time.monotonic()
-        save_checkpoint(kept, model, optimizer, step, run)
+    last = step if kept.exists() else None  # the step of the checkpoint that is there
+
+    def save() -> None:
+        nonlocal last, saved
+        if step != last:
+            save_checkpoint(kept, model, optimizer, step, run)
+            last, saved = step, time.monotonic()
+
+    with (
+        _interrupts() as interrupted,
+        _begun(optimizer) as begun,
+        bar(total=stop, initial=step, desc=f"{name} steps") as done,
+    ):
+        try:
+            while step < stop and not interrupted.is_set():
+                loss = training.one_step(step)
+                step += 1
+                begun.clear()
+                losses.append(loss)
+                done.update()
+                if step % when.log_every == 0 or step == steps:
+                    row = {"step": step, "loss": round(float(np.mean(losses)), 5)}
+                    row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(time.monotonic() - start, 1)}
+                    log_row(folder, row | training.look(step), f"{name}_log.jsonl")
+                    losses = []
+                if time.monotonic() - saved > 60 * when.minutes:
+                    save()
+        except BaseException:
+            if not begun.is_set():  # else the weights are those of half a step, and the last checkpoint stands
+                save()
+            raise
+        save()
     if interrupted.is_set():
         raise KeyboardInterrupt
     return step
@@ -126,69 +149,130 @@ def fixed(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in asdict(recipe).items() if key != "steps" or not hasattr(recipe, "cooldown")}
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
+@undone
+def _interrupts(undo: Undo) -> threading.Event:
     """An event that Ctrl-C or a TERM signal sets, so that a training can stop between two steps."""
     stop = threading.Event()
-    main = threading.current_thread() is threading.main_thread()
-    kept = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try:
-        yield stop
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            undo[object()] = partial(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
+            signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@undone
+def _begun(undo: Undo, optimizer: torch.optim.Optimizer) -> threading.Event:
+    """An event that is set as soon as an optimizer begins to change weights."""
+    begun = threading.Event()
+
+    def begin(*_: object) -> None:
+        begun.set()
+
+    def forget() -> None:
+        hooks = optimizer._optimizer_step_pre_hooks
+        for key in [key for key, own in hooks.items() if own is begin]:
+            hooks.pop(key, None)
+
+    undo[object()] = forget
+    optimizer.register_step_pre_hook(begin)
+    return begun
 
 
 def save_checkpoint(
     file: Path, model: nn.Module, optimizer: torch.optim.AdamW, step: int, recipe: dict[str, Any]
 ) -> None:
-    """Weights, AdamW moments and step count in one safetensors file, put in place by an atomic rename.
+    """Weights, AdamW moments and step count in one safetensors file with a digest, put in place by an atomic rename.
 
-    recipe: what `load_checkpoint` must be given again, as JSON has it.
+    recipe: what `load_checkpoint` must be given again, as JSON has it. ValueError, and the last checkpoint stands, for
+    weights that are not finite.
     """
-    tensors = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
+    tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
     for name, p in model.named_parameters():
-        for key in ("exp_avg", "exp_avg_sq"):
-            if p in optimizer.state:
-                tensors[f"{key}.{name}"] = optimizer.state[p][key].contiguous()
-    part = file.with_suffix(".part")
-    save_file(tensors, part, metadata={"step": str(step), "recipe": json.dumps(recipe)})
-    os.replace(part, file)
+        if p in optimizer.state:
+            tensors |= {f"{key}.{name}": optimizer.state[p][key] for key in MOMENTS}
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(f"after {step} steps {broken[0]!r} is not finite; no checkpoint is written of that")
+    write_signed(file, tensors, {"format": FORMAT, "step": str(step), "recipe": json.dumps(recipe)})
 
 
 def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.AdamW, recipe: dict[str, Any]) -> int:
     """Restore what `save_checkpoint` wrote; the number of steps done.
 
-    Raises ValueError for a file of another recipe, a truncated one, or one that is no checkpoint.
+    Raises ValueError, and nothing is changed, for a file of another recipe, one that is damaged, truncated or altered,
+    that is no checkpoint, or whose tensors are not those of this model: other names, shapes or dtypes, or not finite.
     """
     try:
         with safe_open(file, "pt") as saved:
             meta = saved.metadata() or {}
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()} if "recipe" in meta else {}  # noqa: SIM118
+            wanted = meta.get("format") == FORMAT and {"step", "recipe", "digest"} <= set(meta)
+            tensors = {name: saved.get_tensor(name).clone() for name in saved.keys()} if wanted else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{str(file)!r} is truncated or no safetensors file: {error}") from error
     if not tensors:
         raise ValueError(f"{str(file)!r} is no checkpoint of a training; remove it")
+    if meta.pop("digest") != digest(tensors, meta):
+        raise ValueError(f"{str(file)!r} was altered after it was saved: its digest does not match; remove it")
     if json.loads(meta["recipe"]) != json.loads(json.dumps(recipe)):
         raise ValueError(f"{file} was written by another recipe: {meta['recipe']}; remove it or give that recipe")
+    if not meta["step"].isdecimal():
+        raise ValueError(f"{str(file)!r} was saved at step {meta['step']!r}; a whole number from 0 on is needed")
     step = int(meta["step"])
+    check_checkpoint(str(file), tensors, dict(model.named_parameters()))
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(tensors[f"model.{name}"])
             if f"exp_avg.{name}" in tensors:  # none before the first step, nor for weights that follow others
-                moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                moments = {key: tensors[f"{key}.{name}"] for key in MOMENTS}
                 optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
     return step
 
 
+def check_checkpoint(file: str, tensors: dict[str, Tensor], weights: dict[str, nn.Parameter]) -> None:
+    """ValueError unless tensors are a model's weights, all of them, with AdamW's moments of some of them."""
+    known = {f"{part}.{name}": p for part in ("model", *MOMENTS) for name, p in weights.items()}
+    pairs = [[key for part in MOMENTS if (key := f"{part}.{name}") in tensors] for name in weights]
+    halves = [pair[0] for pair in pairs if len(pair) == 1]
+    missing = [f"model.{name}" for name in weights if f"model.{name}" not in tensors]
+    strange = sorted(set(tensors) - set(known)) + halves
+    if missing or strange:
+        raise ValueError(
+            f"{file!r} does not fit this model: it lacks {missing[:3]}, and has {strange[:3]} that do not belong"
+        )
+    for name, tensor in tensors.items():
+        p = known[name]
+        if tensor.shape != p.shape or tensor.dtype != p.dtype:
+            raise ValueError(
+                f"{file!r} does not fit this model: {name!r} is {tuple(tensor.shape)} {tensor.dtype}, not "
+                f"{tuple(p.shape)} {p.dtype}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{file!r} holds numbers that are not finite in {name!r}; remove it")
+
+
 def log_row(folder: Path, row: dict[str, float], name: str) -> None:
     """Append a row to the log folder/NAME, dropping rows that a stopped run wrote after its last checkpoint."""
-    file = folder / name
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    file, part = folder / name, folder / f"{name}.part"
+    rows = read_log(folder, name) if file.exists() else []
     rows = [r for r in rows if r["step"] < row["step"]] + [row]
-    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    part.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    os.replace(part, file)
 
 
 def read_log(folder: str | Path, name: str = "train_log.jsonl") -> list[dict[str, float]]:
-    """Rows of the log folder/NAME, oldest first: step, loss, lr, seconds; on some rows what was measured there."""
-    return [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
+    """Rows of the log folder/NAME, oldest first: step, loss, lr, seconds; on some rows what was measured there.
+
+    A last line that was cut, by a full disk or a killed process, is left out; ValueError for another that is no row.
+    """
+    file, rows = Path(folder) / name, []
+    lines = file.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+        elif number < len(lines):
+            raise ValueError(f"line {number} of {str(file)!r} is no row of a log: {line[:80]!r}")
+    return rows

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .numbers import check_whole
 from .processes import all_gather, processes
 
 
@@ -19,15 +20,14 @@ class Memory:
     batch_size: pairs whose activations are held at a time
     passes: into how many groups of layers gradients are cut, each with forward and backward passes of its own
 
-    ValueError for numbers below 1.
+    ValueError for numbers that are not whole, or below 1.
     """
 
     batch_size: int = 128
     passes: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.passes < 1:
-            raise ValueError(f"batch_size={self.batch_size}, passes={self.passes}: at least 1 and 1 are needed")
+        check_whole(batch_size=self.batch_size, passes=self.passes)
 
 
 def batches(n: int, size: int) -> list[slice]:
@@ -40,8 +40,8 @@ def contrastive_batches(n: int, size: int | None) -> list[slice]:
 
     ValueError for a size below 2, and for a batch with fewer pairs than there are processes.
     """
-    if size is not None and size < 2:
-        raise ValueError(f"contrastive_batch={size}: at least 2 is needed, to be told apart")
+    if size is not None:
+        check_whole(2, contrastive_batch=size)  # to be told apart
     chunks = batches(n, size or n)
     if len(chunks) > 1 and chunks[-1].stop - chunks[-1].start < 2:  # a lone pair has nothing to be told apart from
         chunks[-2:] = [slice(chunks[-2].start, chunks[-1].stop)]

@@ -141,12 +141,13 @@ class NothingForgets(RuntimeError):
 
 def nothing_forgot(concept: str, evaluations: int, trace: pd.DataFrame) -> NothingForgets:
     """The error to raise when nothing forgets: it says how near the nearest try of a search came."""
-    if not len(trace):
+    tried = trace[trace["skipped"].isna()] if "skipped" in trace else trace
+    if not len(tried):
         return NothingForgets(f"the forget loss of {concept!r} does not reach any layer looked at", trace)
-    near = trace.sort_values("forget_accuracy", kind="stable").iloc[0]
+    near = tried.sort_values("forget_accuracy", kind="stable").iloc[0]
     wide = f", standardized margin {near['standardized_margin']:.2g}" if "standardized_margin" in trace else ""
     return NothingForgets(
-        f"none of {trace['layer'].nunique()} layers forgot {concept!r} in {evaluations} evaluations each; nearest: "
+        f"none of {tried['layer'].nunique()} layers forgot {concept!r} in {evaluations} evaluations each; nearest: "
         f"{near['layer']} at step {near['step']:.3g}, accuracy {near['forget_accuracy']:.0%}{wide}. Allow more "
         "evaluations, another rule or margin, or a larger forget set",
         trace,

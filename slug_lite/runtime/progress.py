@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from .undo import Undo, undone
 
 _SILENT = ContextVar("silent", default=False)
 
@@ -18,14 +19,11 @@ def quiet() -> bool:
     return _SILENT.get() or os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
 
 
-@contextmanager
-def silent() -> Iterator[None]:
+@undone
+def silent(undo: Undo) -> None:
     """Inside, nothing of this package draws a progress bar: for loops over many names."""
-    token = _SILENT.set(True)
-    try:
-        yield
-    finally:
-        _SILENT.reset(token)
+    undo[object()] = partial(_SILENT.set, _SILENT.get())
+    _SILENT.set(True)
 
 
 def bar(*args: Any, show: bool = True, **kwargs: Any) -> tqdm:

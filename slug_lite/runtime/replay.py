@@ -8,11 +8,14 @@ for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from .modes import hooked
+from .undo import Block, Undo, undone
 
 if TYPE_CHECKING:
     from ..models import Clip
@@ -51,56 +54,57 @@ class Replay:
     def __init__(self, blocks: list[nn.Module], most: int | None = None) -> None:
         self.blocks, self.most, self.outputs = blocks, most, []
 
-    @contextmanager
-    def record(self) -> Iterator[None]:
-        if not self.blocks:
-            yield
-            return
-        outputs: list[Any] = []
-        size = 0
-
-        def keep(module: nn.Module, args: tuple, output: Any) -> None:
-            nonlocal size
-            size += output.nbytes if isinstance(output, Tensor) else 0
-            outputs.append(output)
-            if self.most is not None and size > self.most:
-                outputs.clear()
-
-        hook = self.blocks[-1].register_forward_hook(keep)
-        try:
-            yield
-            self.outputs = outputs if self.most is None or size <= self.most else []  # of a run that came to its end
-        finally:
-            hook.remove()
+    def record(self) -> Block[None]:
+        """Inside, the last block's outputs are kept; they are played if the with-block comes to its end."""
+        return _recorded(self)
 
     def begins(self, other: Replay) -> bool:
         """Does the other one's way begin with this one's blocks, so that this one can be played for it?"""
         return bool(self.outputs) and self.blocks == other.blocks[: len(self.blocks)]
 
-    @contextmanager
-    def play(self) -> Iterator[None]:
+    def play(self) -> Block[None]:
         """Inside, every block hands over what was recorded for the batch; the last one moves on to the next."""
-        position = 0
+        return _played(self)
 
-        def skip(*args: Any, **kwargs: Any) -> Any:
-            return self.outputs[position]
 
-        def skip_last(*args: Any, **kwargs: Any) -> Any:
-            nonlocal position
-            position += 1
-            return self.outputs[position - 1]
+@undone
+def _recorded(undo: Undo, replay: Replay) -> None:
+    outputs: list[Any] = []
+    size = 0
 
-        stubs: list[Callable] = [skip] * (len(self.blocks) - 1) + [skip_last] * bool(self.blocks)
-        own = [block.__dict__.get("forward") for block in self.blocks]  # some libraries put one on a module
-        try:
-            for block, stub in zip(self.blocks, stubs, strict=True):
-                block.forward = stub
-            yield
-        finally:
-            for block, forward in zip(self.blocks, own, strict=True):
-                block.__dict__.pop("forward", None)
-                if forward is not None:
-                    block.forward = forward
+    def keep(module: nn.Module, args: tuple, output: Any) -> None:
+        nonlocal size
+        size += output.nbytes if isinstance(output, Tensor) else 0
+        outputs.append(output)
+        if replay.most is not None and size > replay.most:
+            outputs.clear()
+
+    def done() -> None:
+        replay.outputs = outputs if replay.most is None or size <= replay.most else []
+
+    if replay.blocks:
+        hook = hooked(replay.blocks[-1:], [keep])
+        undo[object()] = hook.leave
+        undo.at_end = done
+        hook.__enter__()
+
+
+@undone
+def _played(undo: Undo, replay: Replay) -> None:
+    position = 0
+
+    def skip(*args: Any, **kwargs: Any) -> Any:
+        return replay.outputs[position]
+
+    def skip_last(*args: Any, **kwargs: Any) -> Any:
+        nonlocal position
+        position += 1
+        return replay.outputs[position - 1]
+
+    stubs: list[Callable] = [skip] * (len(replay.blocks) - 1) + [skip_last] * bool(replay.blocks)
+    for block, stub in zip(replay.blocks, stubs, strict=True):
+        undo.note(block, "forward")  # some libraries put one on a module
+        block.forward = stub
 
 
 class FromLayer:

@@ -6,12 +6,14 @@ last end token of a batch can change nothing, so it need not be computed: most c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .modes import hooked
 
 
 def length(tokens: Tensor, end: int | None = None) -> int:
@@ -33,8 +35,7 @@ def needed(model: nn.Module, tokens: Tensor) -> int:
     return length(tokens, end if pooling == "eos" else None)
 
 
-@contextmanager
-def short_texts(model: nn.Module, tokens: Tensor) -> Iterator[None]:
+def short_texts(model: nn.Module, tokens: Tensor) -> AbstractContextManager[None]:
     """Inside, `model.encode_text(tokens)` computes no position behind the last end token: the same to rounding.
 
     model: one of open_clip's; tokens: (n, context length), int64. Where the tower is not causal, or reads another
@@ -42,19 +43,17 @@ def short_texts(model: nn.Module, tokens: Tensor) -> Iterator[None]:
     """
     transformer, end = getattr(getattr(model, "text", model), "transformer", None), needed(model, tokens)
     if not isinstance(transformer, nn.Module) or end == tokens.shape[1]:
-        yield
-        return
+        return nullcontext()
+    thread = get_ident()
 
     def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple | None:
         mask = kwargs.get("attn_mask")
+        if get_ident() != thread:  # another one's texts, which may be longer
+            return None
         if not args or mask is None or mask.shape != (tokens.shape[1],) * 2 or args[0].shape[1] != tokens.shape[1]:
             return None
         if not torch.isneginf(mask[:end, end:]).all():  # what comes before does look at what comes after
             return None
         return (args[0][:, :end], *args[1:]), kwargs | {"attn_mask": mask[:end, :end]}
 
-    hook = transformer.register_forward_pre_hook(cut, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return hooked([transformer], [cut], before=True)

@@ -2,7 +2,8 @@
 
 The cache holds one compressed file for each (concept, split, size). A file that is damaged or half-written is
 noticed by its checksums and drawn again; files are put in place by an atomic rename, so that two processes can
-draw the same one at once.
+draw the same one at once. Where nothing can be kept (no home, a read-only or full disk) that is said once, and
+everything is drawn by each process anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 import zlib
 from importlib import resources
 from pathlib import Path
@@ -30,11 +32,23 @@ SUPERSAMPLE = 1.25  # sprites are drawn this much larger than the picture, for c
 _ASSETS = resources.files("slug_lite") / "assets" / "world"
 
 
-def cache_dir() -> Path:
-    """Where sprites are kept: $SLUG_LITE_CACHE, else slug_lite under the user's cache folder."""
-    if given := os.environ.get("SLUG_LITE_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slug_lite"
+def cache_dir() -> Path | None:
+    """Where sprites are kept: $SLUG_LITE_CACHE, else slug_lite under the user's cache folder; None without a home."""
+    given, shared = os.environ.get("SLUG_LITE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given).expanduser() if given else Path(shared or "~/.cache").expanduser() / "slug_lite"
+    except RuntimeError as error:  # no HOME, and a user without a name
+        _keeps_nothing(error)
+        return None
+
+
+_SAID: list[str] = []  # what was said of a cache that does not work, once a process
+
+
+def _keeps_nothing(reason: Exception) -> None:
+    if not _SAID:
+        _SAID.append(f"drawings are not kept for the next time: {reason}. SLUG_LITE_CACHE may name another folder")
+        warnings.warn(_SAID[0], stacklevel=2)
 
 
 @functools.cache
@@ -118,6 +132,8 @@ def _draw(name: str, split: str, px: int) -> np.ndarray:
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The sprites in a cache file, or None where it is missing, damaged or of another shape."""
     try:
+        if not file.is_file():  # opening a named pipe waits for somebody to write into it
+            return None
         with np.load(file, allow_pickle=False) as saved:
             sprites = saved["sprites"]
     except Exception:  # one flipped bit can raise nearly anything; what cannot be read is drawn again
@@ -129,14 +145,16 @@ def _write(file: Path, sprites: np.ndarray) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    except OSError:  # a read-only home: go on without a cache
+    except OSError as error:  # a read-only home: go on without a cache
+        _keeps_nothing(error)
         return
     try:
         with os.fdopen(handle, "wb") as out:
             np.savez_compressed(out, sprites=sprites)
         os.replace(part, file)
-    except OSError:
+    except OSError as error:
         Path(part).unlink(missing_ok=True)
+        _keeps_nothing(error)
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
@@ -151,11 +169,12 @@ def sprites(name: str, split: str, size: int) -> np.ndarray:
     """
     px = round(size * SUPERSAMPLE)
     kept = split if name in cast.PEOPLE else "all"
-    file = cache_dir() / sources_digest() / f"{zlib.crc32(name.encode()):08x}-{kept}-{px}.npz"
-    count = VARIANTS[split] if name in cast.PEOPLE else len(cast.STYLES)
-    found = _read(file, (count, px, px, 4))
+    count, folder = VARIANTS[split] if name in cast.PEOPLE else len(cast.STYLES), cache_dir()
+    file = folder and folder / sources_digest() / f"{zlib.crc32(name.encode()):08x}-{kept}-{px}.npz"
+    found = _read(file, (count, px, px, 4)) if file else None
     if found is None:
         found = _draw(name, split, px)
-        _write(file, found)
+        if file:
+            _write(file, found)
     found.flags.writeable = False
     return found

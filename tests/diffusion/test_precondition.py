@@ -100,7 +100,7 @@ def test_moments_are_those_of_the_layers_inputs(parts, maker):
         d = edit.deltas[name].double()
         assert moments[name].dtype == torch.float64 and torch.allclose(moments[name], moments[name].T)
         assert (d @ moments[name] * d).sum().item() == pytest.approx(moved, rel=1e-3)
-    assert not any(m._forward_pre_hooks for m in pipe.text_encoder.modules())
+    assert not any(m._forward_hooks for m in pipe.text_encoder.modules())
 
 
 def test_names_of_either_library_and_what_has_no_inputs(parts):

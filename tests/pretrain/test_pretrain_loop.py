@@ -10,6 +10,7 @@ from safetensors import safe_open
 from slug_lite.pretrain import loop
 from slug_lite.pretrain.loop import Training, When, read_log
 from slug_lite.pretrain.unet import UnetRecipe
+from slug_lite.runtime.files import write_signed
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Cooled(Plain):
     cooldown: float = 0.5
 
 
-def training(recipe, stumble=lambda step: None):
+def training(recipe, stumble=lambda step: None, look=lambda step: {"seen": step} if step % 4 == 0 else {}):
     """Weights that learn to be ones, pulled about by noise that follows from the step."""
     model = torch.nn.Linear(3, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
@@ -40,7 +41,7 @@ def training(recipe, stumble=lambda step: None):
         loop.descend(model, loss, optimizer, 0.1 / (step + 1))
         return loss.item()
 
-    return Training(recipe, model, optimizer, one_step, lambda step: {"seen": step} if step % 4 == 0 else {})
+    return Training(recipe, model, optimizer, one_step, look)
 
 
 def step_of(folder):
@@ -77,17 +78,127 @@ def test_stopped_resumed_and_logged_as_if_in_one_go(tmp_path):
     assert first == second
 
 
-def test_an_exception_leaves_the_last_checkpoint_and_its_rows_are_written_anew(tmp_path):
-    def stumble(step):
-        if step == 5:
-            raise RuntimeError("no memory")
+@pytest.mark.parametrize("where", ["before", "in the optimizer", "after", "look", "log"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_whatever_ends_a_run_it_goes_on_as_if_in_one_go(tmp_path, monkeypatch, where, error):
+    """What comes while a step changes weights leaves the last checkpoint; anything else saves the last whole step."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = training(Plain(), look=lambda step: {})
+    loop.train(tmp_path / "a", "x", whole, When(log_every=1))
+    loop.train(tmp_path / "b", "x", training(Plain()), When(2, log_every=1))
 
+    def stumble(*_):
+        raise error("no memory")
+
+    def at_five(step):
+        if step == 5:
+            stumble()
+
+    broken = training(Plain(), at_five if where == "before" else lambda step: None)
+    take = broken.one_step
+    if where == "in the optimizer":
+        done = []
+        broken.optimizer.register_step_post_hook(lambda *_: (done.append(1), at_five(len(done) + 1)))
+    elif where == "after":
+        broken = replace(broken, one_step=lambda step: (take(step), at_five(step))[0])
+    elif where == "look":
+        broken = replace(broken, look=lambda step: at_five(step) or {})
+    elif where == "log":
+        rows = loop.log_row
+        monkeypatch.setattr(loop, "log_row", lambda f, row, n: (at_five(row["step"]), rows(f, row, n)))
+    with pytest.raises(error, match="no memory"):
+        loop.train(tmp_path / "b", "x", broken, When(log_every=1))
+    assert step_of(tmp_path / "b") == (2 if where in ("in the optimizer", "after") else 5)
+    assert not broken.optimizer._optimizer_step_pre_hooks
+    monkeypatch.undo()
+    resumed = training(Plain(), look=lambda step: {})
+    loop.train(tmp_path / "b", "x", resumed, When(log_every=1))
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+    assert [row["step"] for row in read_log(tmp_path / "b", "x_log.jsonl")][-1] == 6
+
+
+def test_a_log_whose_last_line_is_cut_does_not_stop_the_run(tmp_path):
     loop.train(tmp_path, "x", training(Plain()), When(2, log_every=1))
-    with pytest.raises(RuntimeError, match="no memory"):
-        loop.train(tmp_path, "x", training(Plain(), stumble), When(log_every=1))
-    assert step_of(tmp_path) == 2 and len(read_log(tmp_path, "x_log.jsonl")) == 5
-    loop.train(tmp_path, "x", training(Plain()), When(log_every=1))
-    assert [row["step"] for row in read_log(tmp_path, "x_log.jsonl")] == [1, 2, 3, 4, 5, 6]
+    log = tmp_path / "x_log.jsonl"
+    whole = log.read_text()
+    for cut in (whole[:-9], whole + "{", whole + '{"step": 3, "lo', whole + "3", whole + "\0\0\0"):
+        log.write_text(cut)
+        assert [row["step"] for row in read_log(tmp_path, "x_log.jsonl")] == ([1] if len(cut) < len(whole) else [1, 2])
+    loop.train(tmp_path, "x", training(Plain()), When(4, log_every=1))
+    assert [row["step"] for row in read_log(tmp_path, "x_log.jsonl")] == [1, 2, 3, 4]
+    log.write_text('{"step": 1, "lo\n' + whole)
+    with pytest.raises(ValueError, match=r"line 1 of .* is no row"):
+        read_log(tmp_path, "x_log.jsonl")
+
+
+def two_layers():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    optimizer = loop.adamw(model, Plain())
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def change(tensors, meta, what):
+    if what == "broadcast":
+        tensors["model.1.bias"], tensors["model.0.bias"] = tensors["model.1.bias"], torch.ones(1)
+    elif what == "nan":
+        tensors["model.0.weight"] = torch.full((2, 3), torch.nan)
+    elif what == "missing":
+        del tensors["model.1.bias"]
+    elif what == "strange":
+        tensors["model.2.bias"] = torch.ones(1)
+    elif what == "half":
+        del tensors["exp_avg_sq.0.weight"]
+    elif what == "dtype":
+        tensors["exp_avg.0.weight"] = tensors["exp_avg.0.weight"].half()
+    elif what in ("-5", "1.5", "nan steps"):
+        meta["step"] = what.removesuffix(" steps")
+
+
+@pytest.mark.parametrize(
+    "what", ["broadcast", "nan", "missing", "strange", "half", "dtype", "-5", "1.5", "nan steps", "digest", "cut"]
+)
+def test_a_checkpoint_is_checked_before_anything_is_overwritten(tmp_path, what):
+    file, (model, optimizer) = tmp_path / "x-checkpoint.safetensors", two_layers()
+    loop.save_checkpoint(file, model, optimizer, 1, {})
+    assert loop.load_checkpoint(file, *two_layers(), {}) == 1
+    with safe_open(file, "pt") as saved:
+        meta, tensors = saved.metadata(), {name: saved.get_tensor(name).clone() for name in saved.keys()}  # noqa: SIM118
+    meta.pop("digest", None)
+    change(tensors, meta, what)
+    if what == "digest":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif what == "cut":
+        file.write_bytes(file.read_bytes()[:-8])
+    else:
+        write_signed(file, tensors, meta)
+    model, optimizer = two_layers()
+    before = [p.detach().clone() for p in model.parameters()]
+    state = [{key: value.clone() for key, value in optimizer.state[p].items()} for p in model.parameters()]
+    with pytest.raises(ValueError, match="x-checkpoint"):
+        loop.load_checkpoint(file, model, optimizer, {})
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    for own, p in zip(state, model.parameters(), strict=True):
+        assert all(torch.equal(value, optimizer.state[p][key]) for key, value in own.items())
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path):
+    loop.train(tmp_path, "x", training(Plain()), When(2))
+    broken = training(Plain())
+    take = broken.one_step
+
+    def diverge(step):
+        loss = take(step)
+        with torch.no_grad():
+            broken.model.weight.fill_(torch.nan)
+        return loss
+
+    with pytest.raises(ValueError, match=r"after 6 steps 'model\.weight' is not finite"):
+        loop.train(tmp_path, "x", replace(broken, one_step=diverge))
+    assert step_of(tmp_path) == 2
 
 
 def test_checkpoints_are_written_on_the_way(tmp_path):

@@ -33,10 +33,10 @@ def test_no_pair_is_alone_in_a_contrastive_batch(n, size, lengths):
 
 
 def test_numbers_that_make_no_sense():
-    with pytest.raises(ValueError, match="contrastive_batch=1: at least 2"):
+    with pytest.raises(ValueError, match=r"contrastive_batch=1; .* at least 2"):
         contrastive_batches(4, 1)
     for numbers in ({"batch_size": 0}, {"passes": 0}, {"batch_size": -1, "passes": 2}):
-        with pytest.raises(ValueError, match="at least 1 and 1"):
+        with pytest.raises(ValueError, match="at least 1"):
             slug.Memory(**numbers)
 
 
