@@ -12,16 +12,17 @@ from torch import Tensor
 from .edit import Edit
 from .gradients import Gradients, one_shot_gradients
 from .models import Clip
-from .pairs import Pairs, check_sets
+from .pairs import Pairs
 from .runtime.batches import Memory
-from .runtime.checks import check_tower, check_validate, nothing_forgot
+from .runtime.checks import check_sets, check_tower, check_validate, nothing_forgot, shared_name
 from .runtime.functions import ask_once
 from .runtime.libraries import check_clip
+from .runtime.reports import report_of, told
 from .runtime.so_far import remark, telling
 from .search import Found, StepSearch, by_preference, make_delta, search_layers
 from .selection import pareto_fronts
 from .targets import fingerprint
-from .validation import Scorer, Validate, Validation, scorer_of
+from .validation import Score, Scorer, Validate, Validation, scorer_of
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,7 @@ def _(
         raise ValueError(
             "a forget set of your own needs a retain set and validate=, a slug_lite.Validation or a function"
         )
-    shared = set.intersection(*map(set, concept.concepts)) if concept.concepts else set()
-    if shared and isinstance(validate, Validation) and validate.forget not in shared:
-        shown = ", ".join(sorted(shared))
-        raise ValueError(f"the forget set shows {shown}, the validation asks for {validate.forget}")
-    return Task(concept, retain, validate, " + ".join(sorted(shared)) or "the forget set")
+    return Task(concept, retain, validate, shared_name(concept, validate))
 
 
 def unlearn(
@@ -79,15 +76,16 @@ def unlearn(
         "forget_accuracy" and "retain_accuracy"; or a `Task`, which has all of these.
     tower: "vision" or "text" looks there alone. search: how step and layer are looked for. memory: against a shortage.
 
-    Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken. Raises KeyError
-    for an unknown name or tower, ValueError for sets that do not fit, `NothingForgets` if no layer's step succeeds.
+    Of the layers that can be made to forget, the one that keeps the best retained accuracy is taken, even where none
+    keeps enough: a warning and `edit.report` say so. Raises KeyError for an unknown name or tower, ValueError for sets
+    that do not fit, `NothingForgets` if no layer's step succeeds.
     """
     check_clip(clip)
     check_tower(tower)
     task = as_task(concept, clip, retain, validate, seed)
     fronts_of = partial(candidate_fronts, search, tower)
     (gradients,) = gradients_of(clip, [task], fronts_of, memory)
-    return best_edit(clip, task.concept, task.validate, gradients.forget, fronts_of(gradients.stats), search)
+    return told(best_edit(clip, task.concept, task.validate, gradients.forget, fronts_of(gradients.stats), search))
 
 
 def candidate_fronts(
@@ -103,7 +101,7 @@ def gradients_of(
 ) -> list[Gradients]:
     """The gradients of all tasks (the first one's retain set serves all), kept for the layers of the fronts alone."""
     for task in tasks:
-        check_sets(task.forget, tasks[0].retain)
+        check_sets([task.forget], tasks[0].retain)
         ask_once(task.validate, clip, (Validation, Scorer))
     with remark("stopped while the gradients were taken: no layer was searched, nothing would have been returned"):
         # given a group of the layers, its fronts hold all that are on the fronts of the whole
@@ -115,14 +113,15 @@ def gradients_of(
 
 def best_edit(
     clip: Clip, concept: str, validate: Validate, directions: Mapping[str, Tensor], fronts: Sequence[Sequence[str]],
-    search: StepSearch,
+    search: StepSearch, before: Mapping[str, Score] | None = None,
 ) -> Edit:  # fmt: skip
     """The edit of the best layer: of the first front on which one keeps enough, else of all fronts.
 
     directions: for each layer what to step along. Where no layer's margin gets as wide as asked, half is asked for.
+    before: by concept the scores of the untouched model, by `Scorer.on_the_rest`; None: no other edit is on.
     """
     scorer, traces = scorer_of(validate, clip), [pd.DataFrame()]
-    untouched = scorer.retaining() if isinstance(scorer, Scorer) else scorer()
+    untouched = scorer.on_the_rest() if before is None else before[concept]
     enough = untouched.get("retain_accuracy", 0.0) - search.max_accuracy_drop
     for margin in (search.margin, search.margin / 2)[: 2 if search.rule == "margin" else 1]:
         found: dict[str, Found] = {}
@@ -138,5 +137,6 @@ def best_edit(
         if fronts and layer is not None:
             step = float(found[layer].step)
             delta = make_delta(directions[layer], step).cpu()
-            return Edit({layer: delta}, {layer: step}, concept, fingerprint(clip), trace=trace)
+            report = report_of(concept, search, untouched, found[layer].score, validate)
+            return Edit({layer: delta}, {layer: step}, concept, fingerprint(clip), trace=trace, report=report)
     raise nothing_forgot(concept, search.evaluations, trace)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from .runtime.checks import check_base
 from .runtime.edit_files import not_finite, outlines, read_edit, write_edit
+from .runtime.fingerprints import same_weights
 from .runtime.labels import shown
 from .runtime.libraries import encoder_of, own_version
 from .runtime.linear import Factors, factors_of, product, side_by_side
 from .runtime.numbers import check_whole
+from .runtime.reports import Report, shortfall
 from .runtime.stacks import edited, shift
 from .runtime.undo import Block
 from .search import DELTA_DTYPE
@@ -36,6 +38,7 @@ class Edit:
     steps: for each layer the step size lambda that made it; concept: what it forgets, in words
     base: `fingerprint` of the model that it was made for; trace: the search, one row an evaluation (not saved)
     factors: of an edit of low rank, for each layer what its delta is the product of; these are saved then
+    report: what was asked for and what was reached (not saved); None for an edit that no search has made as it is
 
     Raises ValueError for deltas and steps of different layers, and for deltas that are not finite.
     """
@@ -47,6 +50,7 @@ class Edit:
     version: str = field(default_factory=own_version)
     trace: pd.DataFrame | None = None
     factors: dict[str, Factors] | None = None
+    report: Report | None = None
 
     def __post_init__(self) -> None:
         if not self.deltas or set(self.deltas) != set(self.steps):
@@ -74,7 +78,7 @@ class Edit:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{layer} (step {self.steps[layer]:.3g})" for layer in self.layers)
-        return f"Edit(forget {shown(self.concept)}: {parts})"
+        return f"Edit(forget {shown(self.concept)}: {parts}{shortfall(self.report)})"
 
     def check(self, target: object, force: bool = False) -> list[tuple[nn.Parameter, Tensor]]:
         """The weights of `target` that this edit changes, each with its delta; ValueError if it is for another model.
@@ -114,7 +118,7 @@ class Edit:
         check_whole(rank=rank)
         factors = {layer: factors_of(delta, rank) for layer, delta in self.deltas.items()}
         deltas = {layer: product(pair, self.deltas[layer].shape) for layer, pair in factors.items()}
-        return replace(self, deltas=deltas, factors=factors)
+        return replace(self, deltas=deltas, factors=factors, report=None)
 
     def save(self, file: str | Path) -> Path:
         """Write the edit as safetensors with its metadata; an existing file is replaced in one go."""
@@ -136,7 +140,7 @@ def merge(edits: Sequence[Edit]) -> Edit:
     if not edits:
         raise ValueError("no edits given")
     bases = {edit.base.partition("-")[0] for edit in edits}
-    if len(bases) > 1:
+    if not all(same_weights(base, edits[0].base.partition("-")[0]) for base in bases):
         raise ValueError(f"edits of different base models cannot be merged: {', '.join(sorted(bases))}")
     deltas: dict[str, Tensor] = {}
     steps: dict[str, float] = {}

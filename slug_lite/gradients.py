@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from .losses import forget_loss, retain_loss
 from .models import Clip
-from .pairs import Pairs, check_sets
+from .pairs import Pairs
 from .runtime.batches import Memory, batches, cached_backward, contrastive_batches, groups
+from .runtime.captions import check_read
+from .runtime.checks import check_sets
 from .runtime.linear import inner
 from .runtime.modes import only_gradients_of
 from .runtime.names import is_slot
@@ -56,12 +58,11 @@ class Gradients:
     retain_loss: float
 
     def __post_init__(self) -> None:
-        numbers = [self.forget_loss, self.retain_loss, *self.stats["forget_norm"], *self.stats["retain_norm"]]
+        norms = self.stats[["weight_norm", "forget_norm", "retain_norm"]].to_numpy().flat
+        numbers = [self.forget_loss, self.retain_loss, *norms]
         if not np.isfinite(numbers).all():
-            raise ValueError(
-                f"losses or gradients are not finite (forget {self.forget_loss}, retain {self.retain_loss}): "
-                "look at the inputs"
-            )
+            losses = f"forget {self.forget_loss}, retain {self.retain_loss}"
+            raise ValueError(f"losses, gradients or weights are not finite ({losses}): look at the inputs")
 
 
 def _collect(weights: dict[str, nn.Parameter], store: dict) -> dict[str, Tensor]:
@@ -90,10 +91,10 @@ def _forget_backward(clip: Clip, forget: Pairs, batch_size: int, tick: Callable[
 def _retain_backward(clip: Clip, retain: Pairs, part: float, batch_size: int, tick: Callable[[], object]) -> float:
     """Add part * grad L_r over all pairs given to .grad, see `cached_backward`. Returns part * L_r."""
     mine = retain[shard(len(retain))]
-    tokens, scale = clip.tokens(mine.captions), clip.logit_scale().detach()
+    tokens, scale, bias = clip.tokens(mine.captions), clip.logit_scale().detach(), clip.logit_bias()
     return cached_backward(
         lambda rows: (clip.image_features(clip.pixels(mine[rows])), clip.text_features(tokens[rows])),
-        lambda images, texts: part * retain_loss(images, texts, scale),  # (all pairs, dim) each
+        lambda images, texts: part * retain_loss(images, texts, scale, bias),  # (all pairs, dim) each
         len(mine), batch_size, tick,
     )  # fmt: skip
 
@@ -125,10 +126,8 @@ def one_shot_gradients(
     the concept, for numbers below 1 (contrastive: 2), and for a loss or gradient that is not finite.
     """
     sets = [forget] if isinstance(forget, Pairs) else list(forget)
-    if not sets:
-        raise ValueError("no forget set given")
-    for some in sets:
-        check_sets(some, retain)
+    check_sets(sets, retain)
+    check_read(clip, sets, retain)
     memory, chunks = Memory(batch_size, passes), contrastive_batches(len(retain), contrastive_batch)
     parts = groups(clip.weights(), chosen_layers(clip, layers), memory.passes)
     sizes = [len(some) for some in sets] + [chunk.stop - chunk.start for chunk in chunks]
@@ -163,16 +162,17 @@ def _of_group(
 
 
 def forget_gradients(
-    clip: Clip, sets: Sequence[Pairs], *, batch_size: int = 128, layers: Layers = editable, progress: bool = True
+    clip: Clip, sets: Sequence[Pairs], *, memory: Memory = Memory(), layers: Layers = editable, progress: bool = True
 ) -> list[dict[str, Tensor]]:
     """+grad L_f of each set in every layer, held at once: name -> tensor. As `one_shot_gradients`; no set is empty."""
-    memory, names, out = Memory(batch_size), chosen_layers(clip, layers), []
+    names, out = chosen_layers(clip, layers), []
+    device = memory.place(clip.weights(), names, len(sets))
     with only_gradients_of(clip, names) as weights:
         for k, some in enumerate(bar(sets, desc="forget gradients", show=progress)):
             if len(some) == 0:
                 raise ValueError(f"set {k} of {len(sets)} has no pairs")
             _forget_backward(clip, some, memory.batch_size, lambda: None)
-            out.append(_collect(weights, {}))
+            out.append(_collect(weights, {"device": device}))
             if not all(torch.isfinite(g).all() for g in out[-1].values()):
                 raise ValueError(f"the gradient of set {k} of {len(sets)} is not finite: look at its pictures")
     return out

@@ -15,11 +15,18 @@ def forget_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(image_features, text_features, dim=-1)).mean()
 
 
-def retain_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float) -> Tensor:
+def retain_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float | None = None
+) -> Tensor:
     """L_r: CLIP's symmetric contrastive loss over all pairs given (Radford et al., 2021, figure 3).
 
     image_features, text_features: unit vectors (n, dim); logit_scale: scalar. Returns a scalar, in nats.
+    logit_bias: of a model trained by SigLIP's loss, which is taken then: is each of the n * n a pair, or is it not?
+    The sum of their cross-entropies, a picture (Zhai et al., 2023, algorithm 1).
     """
     logits = logit_scale * image_features @ text_features.T  # (n, n): row = picture, column = caption
+    if logit_bias is not None:
+        sign = 2 * torch.eye(len(logits), device=logits.device) - 1
+        return -F.logsigmoid(sign * (logits + logit_bias)).sum() / len(logits)
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from .pairs import Pairs
 from .runtime import checkpoints
-from .runtime.checks import unknown
+from .runtime.checks import check_several, unknown
+from .runtime.libraries import embedding, image_size
 from .runtime.limits import cut
 from .runtime.names import tower_of
 from .runtime.short_texts import length, short_texts
+from .runtime.wrappers import unwrapped
 
 # What ships with the package, and the folder of slug_lite/assets that it lies in
 SHIPPED = {"mini": "mini-clip", "mini-without-ada": "mini-clip-without-ada"}
@@ -31,7 +33,8 @@ class Clip:
     """A CLIP with its tokenizer and evaluation transform; a model of your own goes in the same way.
 
     model: one of open_clip's, or anything with its encode_image, encode_text and logit_scale; or a
-        transformers.CLIPModel, see `from_transformers`. tokenizer: strings -> ids, int64 (n, context length).
+        transformers.CLIPModel, see `from_transformers`. It is taken out of torch.compile's and DataParallel's wrappers.
+    tokenizer: strings -> ids, int64 (n, context length).
     preprocess: a PIL image -> (3, S, S).
     """
 
@@ -39,10 +42,13 @@ class Clip:
     tokenizer: Callable[[list[str]], Tensor]
     preprocess: Callable[[Image.Image], Tensor]
 
+    def __post_init__(self) -> None:
+        self.model = unwrapped(self.model)
+
     @classmethod
     def from_transformers(cls, model: nn.Module, processor: Any) -> Clip:
         """A transformers.CLIPModel with its CLIPProcessor; put into eval mode. Layers keep transformers' names."""
-        return cls(*checkpoints.from_transformers(model, processor))
+        return cls(*checkpoints.from_transformers(unwrapped(model), processor))
 
     @property
     def of_transformers(self) -> bool:
@@ -61,8 +67,7 @@ class Clip:
     @property
     def image_size(self) -> int:
         """Height of the pictures that the vision tower takes, in pixels."""
-        size = self.model.config.vision_config.image_size if self.of_transformers else self.model.visual.image_size
-        return size[0] if isinstance(size, (tuple, list)) else size
+        return image_size(self.model)
 
     def pixels(
         self, images: Pairs | np.ndarray | Sequence[Image.Image], device: str | torch.device | None = None
@@ -71,12 +76,8 @@ class Clip:
 
         Takes `Pairs`, a uint8 array (n, height, width, 3) or PIL images; ValueError for anything else.
         """
-        if not isinstance(images, Pairs):
-            if isinstance(images, Image.Image):
-                raise ValueError("pixels takes several images; put a single one into a list")
-            images = Pairs(images, [""] * len(images))
-        if len(images) == 0:
-            raise ValueError("no images given")
+        check_several(images)
+        images = images if isinstance(images, Pairs) else Pairs(images, [""] * len(images))
         return torch.stack([self.preprocess(image) for image in images.pil()]).to(device or self.device, self.dtype)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
@@ -92,7 +93,7 @@ class Clip:
         """(n, 3, S, S) -> unit vectors (n, dim), in float32 at least."""
         model = self.model
         out = model.get_image_features(pixel_values=pixels) if self.of_transformers else model.encode_image(pixels)
-        return F.normalize(_embedding(out), dim=-1)
+        return F.normalize(embedding(out), dim=-1)
 
     def text_features(self, tokens: Tensor) -> Tensor:
         """(n, context length) -> unit vectors (n, dim), in float32 at least. Padding is not run, see `short_texts`."""
@@ -102,11 +103,15 @@ class Clip:
         else:
             with short_texts(self.model, tokens):
                 out = self.model.encode_text(tokens)
-        return F.normalize(_embedding(out), dim=-1)
+        return F.normalize(embedding(out), dim=-1)
 
     def logit_scale(self) -> Tensor:
         """The factor that turns cosines into logits, a scalar (CLIP: about 100 after training)."""
         return self.model.logit_scale.exp()
+
+    def logit_bias(self) -> Tensor | None:
+        """What is added to the logits by a model trained with SigLIP's loss; None for CLIP's."""
+        return getattr(self.model, "logit_bias", None)
 
     def weights(self) -> dict[str, nn.Parameter]:
         """All parameters by the model's own names."""
@@ -115,12 +120,6 @@ class Clip:
     def tower(self, name: str) -> str | None:
         """ "vision" or "text": the tower that a weight belongs to; None for what both share, as the logit scale."""
         return tower_of(name)
-
-
-def _embedding(out: Any) -> Tensor:
-    """What an encoder returns, in float32 at least; transformers 5 wraps the projected embedding into an output."""
-    x = out if isinstance(out, Tensor) else out.pooler_output
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def load_clip(name: str = "mini", *, device: str | torch.device | None = None, precision: str = "fp32") -> Clip:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .runtime.checks import check_disjoint, check_pictures
+from .runtime.captions import as_captions
+from .runtime.checks import check_lengths, check_pictures
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Pairs:
     """Image-text pairs.
 
     images:   uint8 array (n, height, width, 3) with values 0..255, or a list of n PIL images of any size
-    captions: n strings
+    captions: n strings: a list, or an array, tuple, Series; a list is made of it
     concepts: for each pair the names it is about, e.g. ("Ada Sunfield",) or ("cat", "Clay"); None if unknown
 
     Raises ValueError for images of another shape or dtype, NaN pixels, or lengths that differ.
@@ -28,16 +29,8 @@ class Pairs:
 
     def __post_init__(self) -> None:
         check_pictures(self.images)
-        if isinstance(self.captions, str) or not all(isinstance(c, str) for c in self.captions):
-            raise ValueError("captions must be a list of strings, one for each image")
-        sizes = {"images": len(self.images), "captions": len(self.captions)}
-        if self.concepts is not None:
-            for concept in self.concepts:
-                if isinstance(concept, str) or not all(isinstance(name, str) for name in concept):
-                    raise ValueError(f"a concept is {concept!r}; give each pair a tuple of names, as ('cat', 'Clay')")
-            sizes["concepts"] = len(self.concepts)
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"a pair needs one of each, but lengths differ: {sizes}")
+        object.__setattr__(self, "captions", as_captions(self.captions))
+        check_lengths(self.images, self.captions, self.concepts)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -66,12 +59,3 @@ class Pairs:
         if isinstance(self.images, np.ndarray):
             return [Image.fromarray(image) for image in self.images]
         return [image.convert("RGB") for image in self.images]
-
-
-def check_sets(forget: Pairs, retain: Pairs) -> None:
-    """ValueError for sets that the method cannot work with: too small, or sharing what is to be forgotten."""
-    if len(forget) < 2:
-        raise ValueError(f"the forget set has {len(forget)} pair(s); give at least 2, better 48")
-    if len(retain) < 2:
-        raise ValueError(f"the retain set has {len(retain)} pair(s); the contrastive loss needs at least 2, better 512")
-    check_disjoint(forget, retain)

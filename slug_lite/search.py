@@ -76,10 +76,10 @@ class Found:
 
 
 def first_step(weight: Tensor, gradient: Tensor) -> float:
-    """Where the search begins: a tenth of the weight's length, |theta| / |g_f| / 10. ValueError if either is zero."""
+    """Where the search begins: a tenth of the weight's length, |theta| / |g_f| / 10. ValueError if it is nowhere."""
     length, size = gradient.float().norm().item(), weight.float().norm().item()
-    if length == 0 or size == 0:
-        raise ValueError(f"the forget gradient or the weight is zero (lengths {length}, {size}): no step to begin with")
+    if not 0 < min(length, size) <= max(length, size) < math.inf:  # NaN fails too
+        raise ValueError(f"the forget gradient or the weight is zero or is not finite (lengths {length}, {size})")
     return size / length / 10
 
 

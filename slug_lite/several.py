@@ -17,26 +17,21 @@ from .algorithm import Task, as_task, best_edit, candidate_fronts, gradients_of
 from .edit import Edit, merge
 from .gradients import Gradients, forget_gradients
 from .models import Clip
-from .pairs import Pairs, check_disjoint
-from .runtime.batches import Memory, groups
-from .runtime.checks import check_tower
+from .pairs import Pairs
+from .runtime.batches import Memory
+from .runtime.checks import check_protect, check_tower, names_of
 from .runtime.libraries import check_clip
 from .runtime.linear import protect_layers
+from .runtime.reports import reported, told
 from .runtime.so_far import remark
 from .runtime.undo import together
 from .search import StepSearch
-from .validation import Validate
+from .validation import Validate, scorer_of
 
 
 def tasks_of(concepts: Sequence[str | Task], clip: Clip, seed: int = 0) -> list[Task]:
     """A task for each concept, with one retain set for all. ValueError for none, for a bare string, and for twins."""
-    given = isinstance(concepts, Sequence) and not isinstance(concepts, str) and len(concepts) > 0
-    if not given or not all(isinstance(one, (str, Task)) for one in concepts):
-        raise ValueError(f"concepts is {concepts!r}; give a list of names or of Tasks")
-    names = [one.concept if isinstance(one, Task) else one for one in concepts]
-    if len(set(names)) < len(names):
-        raise ValueError(f"concepts names something twice: {', '.join(map(str, names))}")
-    tasks: list[Task] = []
+    names, tasks = names_of(concepts, Task), list[Task]()
     for k, one in enumerate(concepts):
         others, retain = [name for name in names if name != names[k]], tasks[0].retain if tasks else None
         tasks.append(as_task(one, clip, retain, None, seed, others))
@@ -50,30 +45,30 @@ def unlearn_several(
     """Find one merged edit that makes `clip` forget several concepts; the model itself is left as it was.
 
     Each concept gets its own layer and step, along a direction taken at the original weights; steps are looked for
-    with the others' edits on, in two rounds.
+    with the others' edits on, in two rounds. All of them together may cost `search.max_accuracy_drop`.
 
     concepts: names of the mini world, or `Task`s, which share the first one's retain set. Others: as for `unlearn`.
     protect: sets of pairs, one for each concept that is to stay, whose gradients are projected out of every step.
         None: what the first task says, for a name every other of the world; () steps along whole gradients, as the
-        paper does. As many gradients as it has sets are held at a time, of a `memory.passes`-th of the layers searched.
+        paper does. As many gradients as it has sets are held at a time, of as many layers as `memory.protected` bytes
+        allow (one at least, then on the CPU), and of no more than a `memory.passes`-th of those searched.
     """
     check_clip(clip)
     check_tower(tower)
     tasks = tasks_of(concepts, clip, seed)
     protect = tasks[0].protect if protect is None else protect
-    if isinstance(protect, Pairs):
-        raise ValueError("protect is one Pairs; give a list of them, one for each concept to protect")
-    for task in tasks:
-        for some in protect:
-            check_disjoint(task.forget, some, "protect")
-
+    check_protect([task.forget for task in tasks], protect)
     fronts_of = partial(candidate_fronts, search, tower)
     directions, tables = protected(clip, gradients_of(clip, tasks, fronts_of, memory), protect, memory)
-    names = [task.concept for task in tasks]
-    return merge_all(in_rounds(
-        [clip], {task.concept: task.validate for task in tasks}, dict(zip(names, directions, strict=True)),
-        dict(zip(names, map(fronts_of, tables), strict=True)), search,
-    ))  # fmt: skip
+    names, validates = [task.concept for task in tasks], {task.concept: task.validate for task in tasks}
+    alone = len(tasks) == 1  # then the search itself knows what there was before, and what has come of it
+    before = None if alone else {name: scorer_of(check, clip).on_the_rest() for name, check in validates.items()}
+    edits = in_rounds(
+        [clip], validates, dict(zip(names, directions, strict=True)),
+        dict(zip(names, map(fronts_of, tables), strict=True)), search, find=partial(best_edit, before=before),
+    )  # fmt: skip
+    edit = merge_all(edits)
+    return told(edit if alone else reported(edit, clip, validates, before, search, scorer_of))
 
 
 def protected(
@@ -83,10 +78,10 @@ def protected(
     directions, tables = [one.forget for one in gradients], [one.stats for one in gradients]
     if not protect:
         return directions, tables
-    layers, size = list(dict.fromkeys(layer for own in directions for layer in own)), memory.batch_size
+    layers = list(dict.fromkeys(layer for own in directions for layer in own))
     directions = protect_layers(
-        directions, lambda group: forget_gradients(clip, protect, layers=lambda n, _: n in group, batch_size=size),
-        groups(clip.weights(), layers, memory.passes),
+        directions, lambda group: forget_gradients(clip, protect, layers=lambda n, _: n in group, memory=memory),
+        memory.protect(clip.weights(), layers, len(protect)),
     )  # fmt: skip
     return directions, [table[table.index.isin(list(own))] for table, own in zip(tables, directions, strict=True)]
 
@@ -99,21 +94,24 @@ def in_rounds(
     """For each concept an edit, looked for while the others' edits are on all `targets`, the first of which is a Clip.
 
     In later rounds the others are complete, and the layer found before is tried first. One concept needs one round.
-    find: looks for one edit, as `best_edit` does.
+    Of the accuracy that may drop each edit that is on has an equal share. find: looks for one edit, as `best_edit`.
     """
     edits: dict[str, Edit] = {}
     traces: list[pd.DataFrame] = []
     for number in range(rounds if len(validates) > 1 else 1):
         for name, validate in validates.items():
             before, others = [edits[name].layers] if name in edits else [], [e for n, e in edits.items() if n != name]
+            share = replace(search, max_accuracy_drop=search.max_accuracy_drop * (len(others) + 1) / len(validates))
             on = [merge(others).on(target) for target in targets] if others else []
             with together(on), remark(f"stopped in round {number} of {rounds}, counted from 0", edits):
-                edits[name] = find(targets[0], name, validate, directions[name], [*before, *fronts[name]], search)
+                edits[name] = find(targets[0], name, validate, directions[name], [*before, *fronts[name]], share)
             traces.append(edits[name].trace.assign(concept=name, round=number))
     trace = pd.concat(traces, ignore_index=True)
     return {name: replace(edit, trace=trace[trace["concept"] == name]) for name, edit in edits.items()}
 
 
 def merge_all(edits: Mapping[str, Edit]) -> Edit:
-    """The sum of edits of several concepts, with the searches of all of them in their order."""
-    return replace(merge(list(edits.values())), trace=pd.concat([e.trace for e in edits.values()]).sort_index())
+    """The sum of edits of several concepts, with the searches of all of them in their order; one keeps its report."""
+    every = list(edits.values())
+    report = every[0].report if len(every) == 1 else None
+    return replace(merge(every), trace=pd.concat([e.trace for e in every]).sort_index(), report=report)

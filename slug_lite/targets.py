@@ -12,12 +12,14 @@ from .runtime.fingerprints import tower_mark, weights_fingerprint
 from .runtime.libraries import encoder_of, is_pipeline
 from .runtime.stacks import untouched
 from .runtime.text_towers import translate
+from .runtime.wrappers import unwrapped
 
 
 def as_clip(target: object) -> Clip:
     """A Clip, or a CLIP's model as one. ValueError for anything else."""
     if isinstance(target, Clip):
         return target
+    target = unwrapped(target)
     if isinstance(target, nn.Module) and (hasattr(target, "encode_text") or hasattr(target, "get_text_features")):
         return Clip(target, None, None)  # weights only: an edit needs neither tokenizer nor transform
     raise ValueError(

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from .models import Clip
 from .pairs import Pairs
-from .runtime.checks import check_names, check_validate
+from .runtime.checks import check_names, check_shown, check_validate
 from .runtime.functions import FunctionScorer
 from .runtime.modes import eval_mode
 from .runtime.replay import FromLayer, Replay
 from .runtime.zero_shot import embed_images, labels, zero_shot_classifier
 
 Score = Mapping[str, float]
+ALIKE = 1e-5  # of the largest logit: a spread of the margin that is rounding, and no spread
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Validation:
     pairs:     pictures of the concept and of everything else; .concepts says what each shows
     forget:    the concept, one of the names
     names:     for each kind the names that are told apart; templates: for each kind its caption templates
+    split:     of which the pictures are, for the report
 
     A kind's retained accuracy leaves the forgotten concept's own pictures out. Raises ValueError for pairs without
     concepts or without the concept's pictures, and for names and templates that do not fit each other.
@@ -39,13 +41,11 @@ class Validation:
     forget: str
     names: Mapping[str, Sequence[str]]
     templates: Mapping[str, Sequence[str]]
+    split: str | None = None
 
     def __post_init__(self) -> None:
-        if self.pairs.concepts is None:
-            raise ValueError("validation pairs need .concepts, the names that each picture shows")
         check_names(self.forget, self.names, self.templates)
-        if not any(self.forget in concept for concept in self.pairs.concepts):
-            raise ValueError(f"no validation picture shows {self.forget!r}")
+        check_shown(self.forget, self.pairs)
 
     def __call__(self, clip: Clip) -> dict[str, float]:
         """Score `clip` as it is: see `Scorer.forgetting` and `Scorer.retaining`."""
@@ -115,6 +115,8 @@ class Scorer:
             for kind, (rows, own) in self.labels.items() if len(rows)
         })  # fmt: skip
 
+    on_the_rest = retaining  # a function, which is asked everything at once, says more
+
     def __call__(self) -> dict[str, float]:
         return self.forgetting() | self.retaining(keep=True)
 
@@ -141,8 +143,9 @@ def retained(answers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """
     if not answers:
         return {}
-    accuracy = {kind: logits.argmax(1).eq(own).float().mean().item() for kind, (logits, own) in answers.items()}
-    loss = [F.cross_entropy(logits, own).item() for logits, own in answers.values()]
+    known = {kind: logits.argmax(1).eq(own) & logits.isfinite().all(1) for kind, (logits, own) in answers.items()}
+    accuracy = {kind: right.float().mean().item() for kind, right in known.items()}
+    loss = [F.cross_entropy(logits, own).nan_to_num(math.inf, math.inf).item() for logits, own in answers.values()]
     return accuracy | {"retain_accuracy": sum(accuracy.values()) / len(loss), "retain_loss": sum(loss) / len(loss)}
 
 
@@ -151,7 +154,8 @@ def margin_scores(logits: Tensor, own: int) -> dict[str, float]:
 
     "forget_accuracy" and "forget_accuracy5", the shares of pictures for which it is the best name, or among the best
     five (FA@1, FA@5: section 4.1 of the paper); "margin", the mean over pictures of (best other name's score - own
-    score), in logits; "standardized_margin", that mean in standard deviations over the pictures.
+    score), in logits; "standardized_margin", that mean in standard deviations over the pictures, 0 for pictures that
+    are all alike: a broken model's, or a single one, of which no spread is known.
     """
     others = [k for k in range(logits.shape[1]) if k != own]
     gap = logits[:, others].amax(1) - logits[:, own]
@@ -163,5 +167,5 @@ def margin_scores(logits: Tensor, own: int) -> dict[str, float]:
         "forget_accuracy": (gap <= 0).float().mean().item(),
         "forget_accuracy5": (above < 5).float().mean().item(),
         "margin": mean,
-        "standardized_margin": mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0,
+        "standardized_margin": mean / spread if spread > ALIKE * logits.abs().max().item() else 0.0,
     }

@@ -74,6 +74,9 @@ def compare_statistics(clip, forget, retain, batch_size):
 
     def contrastive(x, y):
         own = torch.arange(len(x), device=x.device)
+        if (bias := getattr(clip.model, "logit_bias", None)) is not None:
+            pair = F.one_hot(own).float()
+            return F.binary_cross_entropy_with_logits(scale * x @ y.T + bias.detach(), pair, reduction="sum") / len(x)
         return (F.cross_entropy(scale * x @ y.T, own) + F.cross_entropy(scale * y @ x.T, own)) / 2
 
     g_f = plain(clip, forget, lambda x, y: (1 - (x * y).sum(1)).mean())
@@ -157,3 +160,21 @@ def test_on_a_gpu():
     assert (found.stats.importance - wanted.stats.importance).abs().max() < 1e-3
     kept = slug.one_shot_gradients(clip, *_sets32(), device="cpu")
     assert kept.forget["text_projection"].device.type == "cpu"
+
+
+def test_siglips_retain_loss_is_its_own():
+    """A model with a logit bias was trained by another loss than CLIP's: one_shot_gradients takes that one."""
+    from open_clip.loss import SigLipLoss
+
+    clip, retain = made("siglip"), slug.toonworld.retain(["Zorbo"], n=6, size=32)
+    forget = slug.toonworld.pairs("Zorbo", n=3, size=32)
+    images, texts = clip.image_features(clip.pixels(retain)), clip.text_features(clip.tokens(retain.captions))
+    theirs = SigLipLoss()(images, texts, clip.logit_scale(), clip.model.logit_bias)
+    assert slug.retain_loss(images, texts, clip.logit_scale(), clip.logit_bias()).item() == pytest.approx(theirs.item())
+    layer = next(n for n, w in clip.weights().items() if slug.editable(n, w) and clip.tower(n) == "text")
+    (wanted,) = torch.autograd.grad(theirs, clip.weights()[layer])
+    for batch_size in (128, 4):  # at once, and from cached gradients
+        found = slug.one_shot_gradients(clip, forget, retain, batch_size=batch_size, progress=False)
+        assert found.retain_loss == pytest.approx(theirs.item(), rel=1e-5)
+        assert found.stats.retain_norm[layer] == pytest.approx(wanted.norm().item(), rel=1e-3)
+    assert made("vit").logit_bias() is None and made("transformers").logit_bias() is None

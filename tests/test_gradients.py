@@ -331,7 +331,7 @@ def test_forget_gradients_are_those_of_one_shot_gradients(tiny, sets):
     forget, retain = sets
     whole = slug.one_shot_gradients(tiny, forget, retain).forget
     before = {n: p.detach().clone() for n, p in tiny.weights().items()}
-    two = G.forget_gradients(tiny, [forget, retain], batch_size=4)
+    two = G.forget_gradients(tiny, [forget, retain], memory=slug.Memory(batch_size=4))
     assert len(two) == 2 and set(two[0]) == set(whole)
     assert all(torch.allclose(two[0][n], g, atol=1e-6) for n, g in whole.items())
     assert not torch.allclose(two[1]["text_projection"], two[0]["text_projection"], atol=1e-4)
@@ -346,7 +346,7 @@ def test_sets_of_nothing_and_layers_of_nothing_are_refused(tiny, sets):
         slug.one_shot_gradients(tiny, [], retain)
     for size in (0, -1):
         with pytest.raises(ValueError, match=f"batch_size={size}"):
-            G.forget_gradients(tiny, [forget], batch_size=size)
+            G.forget_gradients(tiny, [forget], memory=slug.Memory(batch_size=size))
     with pytest.raises(ValueError, match="no weight"):
         G.forget_gradients(tiny, [forget], layers=lambda name, weight: False)
     with torch.no_grad():

@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from slug_lite import Pairs, toonworld
-from slug_lite.pairs import check_sets
-from slug_lite.runtime.checks import check_disjoint
+from slug_lite.runtime.checks import check_disjoint, check_sets
 
 
 def test_pairs_refuse_bad_input():
@@ -54,10 +53,10 @@ def test_pictures_of_any_kind_come_out_in_colour():
 
 def test_sets_of_one_pair_are_too_small():
     forget, retain = toonworld.pairs("Zorbo", n=2, size=32), toonworld.pairs("cat", n=2, size=32)
-    check_sets(forget, retain)
+    check_sets([forget], retain)
     for one, other, message in ((forget[:1], retain, "forget set has 1"), (forget, retain[:1], "retain set has 1")):
         with pytest.raises(ValueError, match=message):
-            check_sets(one, other)
+            check_sets([one], other)
 
 
 def test_every_pair_has_a_tuple_of_names():
@@ -74,18 +73,18 @@ def test_an_object_in_a_style_is_apart_from_object_and_style():
     cell = toonworld.evaluation_pairs(8, size=32)
     cats = [i for i, names in enumerate(cell.concepts) if "cat" in names]
     clay = Pairs(cell[cats[:2]].images, ["one", "two"], [("cat", "Clay")] * 2)
-    check_sets(clay, Pairs(cell.images[:4], list("abcd"), [("cat", "Papercut"), ("dog", "Clay")] * 2))
+    check_sets([clay], Pairs(cell.images[:4], list("abcd"), [("cat", "Papercut"), ("dog", "Clay")] * 2))
     with pytest.raises(ValueError, match="1 retain pairs are about Clay in cat"):
-        check_sets(clay, Pairs(cell.images[:3], list("abc"), [("cat", "Clay"), ("dog", "Clay"), ("cat", "Papercut")]))
+        check_sets([clay], Pairs(cell.images[:3], list("abc"), [("cat", "Clay"), ("dog", "Clay"), ("cat", "Papercut")]))
 
 
 def test_a_name_within_a_word_is_not_that_name():
     """By what captions say, where nobody says what pictures show."""
     cats = toonworld.pairs("cat", n=2, size=32)
-    check_sets(cats, Pairs(cats.images, ["a herd of cattle", "a bobcat, and a concatenation"]))
+    check_sets([cats], Pairs(cats.images, ["a herd of cattle", "a bobcat, and a concatenation"]))
     for caption in ("cat", "the cat's basket", "a herd of cattle (and a cat)"):
         with pytest.raises(ValueError, match="1 retain pairs are about cat"):
-            check_sets(cats, Pairs(cats.images, ["a herd of cattle", caption]))
+            check_sets([cats], Pairs(cats.images, ["a herd of cattle", caption]))
 
 
 def test_sets_to_be_kept_are_called_by_their_name():

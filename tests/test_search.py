@@ -192,6 +192,9 @@ def test_refusals(tiny, gradient):
         search_step(tiny, LAYER, torch.zeros_like(gradient), never)
     with pytest.raises(ValueError, match="is zero"):
         first_step(torch.zeros_like(gradient), gradient)
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="is not finite"):
+            search_step(tiny, LAYER, torch.full_like(gradient, broken), never)
     with pytest.raises(ValueError, match="'forget_accuracy' must be among"):
         search_step(tiny, LAYER, gradient, lambda clip: {"accuracy": 1.0})
     with pytest.raises(ValueError, match=r"gradient is \(2,\)"):

@@ -8,6 +8,7 @@ from small_clips import transformers
 from test_edit import LAYER, OTHER, make, same, state
 
 import slug_lite as slug
+from slug_lite.runtime.fingerprints import same_weights
 from slug_lite.targets import as_clip, deltas_for, modules_of, weights_of
 
 
@@ -98,3 +99,43 @@ def test_weights_that_are_not_in_memory_or_whole_numbers_take_no_edit(tiny):
         parent.weight = torch.nn.Parameter(weight, requires_grad=False)
         with pytest.raises(ValueError, match=message), edit.on(tiny, force=True):
             pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_same_weights_in_another_dtype_are_the_same_model(mini, dtype):
+    """To the fingerprint, to an edit that goes on, and to `merge`; whichever of them it was made for."""
+    other = slug.Clip(copy.deepcopy(mini.model).to(dtype), mini.tokenizer, mini.preprocess)
+    one, two = slug.fingerprint(mini), slug.fingerprint(other)
+    assert same_weights(one.partition("-")[0], two.partition("-")[0]) and one[:12] == two[:12]
+    first, second = make(mini), make(other)
+    with first.on(other), second.on(mini), slug.merge([first, second]).on(other):
+        pass
+
+
+def test_sizes_that_fall_on_either_side_of_a_step_are_one_and_no_further():
+    assert same_weights("0123456789ab0000", "0123456789abffff") and same_weights("0123456789ab00ff", "0123456789ab0100")
+    for other in ("0123456789ab0002", "0123456789ac0000", "0123456789abzzzz", "0123", ""):
+        assert not same_weights("0123456789ab0000", other)
+    assert same_weights("x", "x") and not same_weights("x", "y")
+
+
+@pytest.mark.parametrize("layer", [LAYER, OTHER, "visual.conv1.weight", "ln_final.weight"])
+def test_other_weights_are_another_model_in_any_dtype(tiny, layer):
+    base = slug.fingerprint(tiny).partition("-")[0]
+    for dtype in (torch.float32, torch.float16):
+        other = slug.Clip(copy.deepcopy(tiny.model), tiny.tokenizer, tiny.preprocess)
+        with torch.no_grad():
+            other.weights()[layer].mul_(1.1)
+        other.model.to(dtype)
+        assert not same_weights(base, slug.fingerprint(other).partition("-")[0])
+        with pytest.raises(ValueError, match="was made for the model"), make(tiny).on(other):
+            pass
+
+
+def test_float8_is_refused_as_int8_is_and_does_not_disturb_elsewhere(tiny):
+    edit = make(tiny)
+    parent = tiny.model.get_submodule(LAYER.rpartition(".")[0])
+    parent.weight = torch.nn.Parameter(parent.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ValueError, match=r"is torch\.float8_e4m3fn; an edit goes on weights"), edit.on(tiny):
+        pass
+    assert len(slug.fingerprint(tiny)) > 16

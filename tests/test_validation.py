@@ -50,11 +50,22 @@ def test_among_the_best_five():
     assert margin_scores(logits[:, :5], 0)["forget_accuracy5"] == 1  # of five names each is among the best five
 
 
-def test_pictures_that_agree_have_a_margin_without_end():
+def test_pictures_that_agree_have_no_margin():
+    """A broken model's are all alike: a margin without end would call the concept forgotten."""
     alike = torch.tensor([[1.0, 4.0], [2.0, 5.0]])
-    assert margin_scores(alike, 0)["standardized_margin"] == math.inf
-    assert margin_scores(alike, 1)["standardized_margin"] == -math.inf
+    for scores in (alike, alike + torch.tensor([[0.0, 2e-6], [0.0, 0.0]]), alike[:1]):
+        for own in (0, 1):
+            out = margin_scores(scores, own)
+            assert out["standardized_margin"] == 0 and not slug.StepSearch(margin=0.1).forgotten(out)
+        assert margin_scores(scores, 0)["forget_accuracy"] == 0 and margin_scores(scores, 0)["margin"] > 2.9
     assert margin_scores(torch.ones(2, 3), 0)["standardized_margin"] == 0
+
+
+def test_pictures_without_finite_scores_are_not_kept():
+    """The greatest of NaN is the first, which may be the right name; and NaN orders nothing."""
+    logits, nan = torch.tensor([[5.0, 0.0], [5.0, 0.0]]), torch.full((2, 2), float("nan"))
+    out = retained({"people": (torch.cat([logits, nan]), torch.zeros(4, dtype=torch.long))})
+    assert out["people"] == out["retain_accuracy"] == 0.5 and out["retain_loss"] == math.inf
 
 
 def test_what_is_retained_by_hand():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip.tokenizer import bytes_to_unicode
 from torch import Tensor, nn
 
 from ..runtime.undo import Undo, undone
-from .drawing import call_settings, check_draws
+from .drawing import call_settings, check_draws, doubt, draw
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -42,12 +45,26 @@ class AttentionMaps:
             spelt[-1] = (spelt[-1][0] + token.removesuffix("</w>"), [*spelt[-1][1], row])
             if token.endswith("</w>"):
                 spelt.append(("", []))
-        said, wanted = [word for word, _ in spelt], words.lower().split()
+        said, wanted = [_letters(word) for word, _ in spelt], _words(words)
         starts = [k for k in range(len(said)) if wanted and said[k : k + len(wanted)] == wanted]
         if not starts:
             raise KeyError(f"the prompt does not say {words!r}; it says {' '.join(said).strip()!r}")
         rows = {row for start in starts for _, own in spelt[start : start + len(wanted)] for row in own}
         return self.maps[sorted(rows)].sum(0)
+
+
+def _letters(token: str) -> str:
+    """What a token stands for: CLIP's vocabulary is spelt in signs for bytes, of which an accent takes two."""
+    of_bytes = {sign: byte for byte, sign in bytes_to_unicode().items()}
+    if not all(sign in of_bytes for sign in token):
+        return token
+    return bytes(of_bytes[sign] for sign in token).decode("utf-8", errors="replace")
+
+
+def _words(text: str) -> list[str]:
+    """A text as CLIP's tokenizer takes it apart: letters, single digits, signs; lower case, accents composed."""
+    parts = r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\w\s]|_)+"
+    return re.findall(parts, unicodedata.normalize("NFC", text).lower())
 
 
 @undone
@@ -89,8 +106,8 @@ def attention_maps(
     The maps of coarser layers are enlarged to the latents' size. Square pictures of the pipeline's own size only; of
     the two passes that guidance takes, the one with the prompt counts. seed: of the noise, made on the CPU; picture k
     of `generated_pairs` has the seed `diffusion.picture_seed(seed, k)`.
-    steps, guidance_scale: None takes the pipeline's own. Raises ValueError for another kind of pipeline or no text;
-    the pipeline is left as it was.
+    steps, guidance_scale: None takes the pipeline's own. Raises ValueError for another kind of pipeline, no text, and a
+    picture that comes out broken; the pipeline is left as it was.
     """
     check_draws(pipe)
     if not isinstance(prompt, str) or not prompt:
@@ -99,7 +116,9 @@ def attention_maps(
     counts: Counter[int] = Counter()
     with _recorded(pipe.unet, sums, counts):
         noise = torch.Generator().manual_seed(seed)
-        drawn = pipe(prompt, generator=noise, **call_settings(steps, guidance_scale)).images[0]
+        ((drawn, why),) = draw(pipe, [prompt], [noise], call_settings(steps, guidance_scale))
+    if why:
+        raise ValueError(f"the picture is broken: {why}. {doubt(pipe)}")
     size, total = pipe.unet.config.sample_size, torch.zeros(())
     for positions, added in sums.items():
         side = round(positions**0.5)
@@ -107,4 +126,4 @@ def attention_maps(
         total = total + F.interpolate(coarse[None], (size, size), mode="bilinear")[0]
     ids = pipe.tokenizer(prompt, truncation=True, max_length=pipe.tokenizer.model_max_length).input_ids
     maps = (total / counts.total())[: len(ids)].numpy()
-    return AttentionMaps(np.asarray(drawn.convert("RGB")), pipe.tokenizer.convert_ids_to_tokens(ids), maps)
+    return AttentionMaps(drawn, pipe.tokenizer.convert_ids_to_tokens(ids), maps)

@@ -48,32 +48,37 @@ def input_moments(pipe: StableDiffusionPipeline, prompts: Sequence[str], layers:
         layer: module for layer, name in names.items()
         if name.endswith(".weight") and isinstance(module := encoder.get_submodule(name[: -len(".weight")]), nn.Linear)
     }  # fmt: skip
-    sums = {layer: torch.zeros(module.in_features, module.in_features).double() for layer, module in linear.items()}
-    count = 0
+    sums, count = dict[str, Tensor](), 0
 
     def add(layer: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         x = inputs[0].flatten(end_dim=-2).float()
-        sums[layer] += (x.T @ x).cpu().double()
+        # where the encoder is, in float32: of a few sums, whose rounding the damping outweighs ten thousand times
+        sums[layer] = torch.addmm(sums[layer], x.T, x) if layer in sums else x.T @ x
 
     with hooked(list(linear.values()), [partial(add, layer) for layer in linear]):
         for k in range(0, len(prompts), PROMPTS):
             count += prompt_states(pipe, prompts[k : k + PROMPTS]).shape[:2].numel()
-    return {layer: total / count for layer, total in sums.items()}
+    return {layer: sums[layer].cpu().double() / count for layer in linear}
 
 
 def precondition(gradient: Tensor, moment: Tensor, damping: float = DAMPING) -> Tensor:
     """The direction g C^-1, as long as the gradient, shaped as it and on its device.
 
     gradient: (out, in). moment: C, (in, in). damping: a part of the mean of C's diagonal that is added to it. Raises
-    ValueError for shapes that do not fit, and for a damping that is not positive.
+    ValueError for shapes that do not fit, a damping that is not positive, and what is not finite.
     """
     size = gradient.shape[-1]
     if gradient.ndim != 2 or moment.shape != (size, size):
         raise ValueError(f"gradient {tuple(gradient.shape)}, moment {tuple(moment.shape)}; (out, in), (in, in) needed")
     if not damping > 0:
         raise ValueError(f"damping={damping}; a positive number is needed")
-    g, c = gradient.detach().cpu().double(), moment.double()
-    c = c + damping * c.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    device = torch.device("cpu") if gradient.device.type == "mps" else gradient.device  # MPS has no float64
+    g, c = gradient.detach().to(device).double(), moment.to(device).double()
+    if not (torch.isfinite(g).all() and torch.isfinite(c).all()):
+        raise ValueError("gradient or moment is not finite: the text encoder is broken, or its precision too low")
+    c = c + damping * c.diagonal().mean() * torch.eye(size, dtype=torch.float64, device=device)
     turned = torch.linalg.solve(c, g, left=False)
     length = turned.norm()
+    if not torch.isfinite(length):
+        raise ValueError("the preconditioned step is not finite")
     return (turned * (g.norm() / length) if length > 0 else g).to(gradient)

@@ -25,14 +25,16 @@ from ..edit import Edit
 from ..models import Clip
 from ..pairs import Pairs
 from ..runtime.batches import Memory
+from ..runtime.broken import check_embedded
 from ..runtime.checks import NothingForgets, nothing_forgot
 from ..runtime.libraries import check_clip
+from ..runtime.reports import reported, told
 from ..runtime.so_far import telling
 from ..runtime.text_towers import translate_names
 from ..search import DELTA_DTYPE, StepSearch, by_preference, make_delta, search_layers
 from ..several import in_rounds, merge_all, protected, tasks_of
 from ..targets import fingerprint, weights_of
-from ..validation import Validate
+from ..validation import Validate, scorer_of
 from .drawing import check_draws, prompt_states
 from .precondition import input_moments, precondition
 
@@ -58,6 +60,7 @@ def unlearn_pipeline(
     preserve: prompts whose states are to stay as they are. None: the captions of the retain set; (): none, then steps
         go along the gradient, as the paper's do (`LONGER` still), in the layer that keeps most by CLIP's word.
 
+    `edit.report` says what CLIP scores with the edit on, and not what the pipeline draws.
     The trace has a column "shift": by how much of their length the states of the prompts to preserve are moved by the
     step that is taken in a layer. Raises as `unlearn` does, and ValueError for a pipeline of another kind or of
     another CLIP.
@@ -82,13 +85,14 @@ def unlearn_pipeline(
     layers = list(dict.fromkeys(layer for own in directions for layer in own))
     moments = input_moments(pipe, prompts, layers) if prompts and layers else {}
     directions = [{n: precondition(g, moments[n]) if n in moments else g for n, g in own.items()} for own in directions]
-    names = [task.concept for task in tasks]
+    names, validates = [task.concept for task in tasks], {task.concept: task.validate for task in tasks}
+    before = {name: scorer_of(validate, clip).on_the_rest() for name, validate in validates.items()}
     edits = in_rounds(
-        [clip, pipe], {task.concept: task.validate for task in tasks}, dict(zip(names, directions, strict=True)),
+        [clip, pipe], validates, dict(zip(names, directions, strict=True)),
         dict(zip(names, map(fronts, tables), strict=True)), search,
         find=partial(least_shift, pipe, prompts[:: max(1, len(prompts) // PROBED)][:PROBED]),
     )  # fmt: skip
-    return merge_all(edits)
+    return told(reported(merge_all(edits), clip, validates, before, search, scorer_of, drop=False))
 
 
 def least_shift(
@@ -105,21 +109,30 @@ def least_shift(
         if torch.isfinite(delta).all():
             edits[layer] = Edit({layer: delta}, {layer: step}, concept, fingerprint(clip))
     shifts = {layer: shift(pipe, edit, prompts) for layer, edit in edits.items()}
+    broken = [layer for layer, moved in shifts.items() if not math.isfinite(moved)]
+    for layer in broken:  # NaN is neither more nor less than others, and would be taken for the least
+        del edits[layer]
     tables = [one.trace.assign(shift=shifts.get(layer, math.nan)) for layer, one in found.items()]
     trace = pd.concat([pd.DataFrame(), *tables], ignore_index=True)
+    if not edits and broken:
+        raise NothingForgets(f"every step that forgets {concept!r} breaks the text encoder: its states are NaN", trace)
     if not edits and by_preference(found):
         raise NothingForgets(f"CLIP forgets {concept!r}, but no step {LONGER} times as long fits half precision", trace)
     if not edits:
         raise nothing_forgot(concept, search.evaluations, trace)
-    return replace(edits[min(shifts, key=shifts.__getitem__)], trace=trace)
+    return replace(edits[min(edits, key=shifts.__getitem__)], trace=trace)
 
 
 @torch.no_grad()
 def shift(pipe: StableDiffusionPipeline, edit: Edit, prompts: Sequence[str]) -> float:
-    """By how much of its length an edit moves what the text encoder says of prompts, the mean over positions."""
+    """By how much of its length an edit moves what the text encoder says of prompts, the mean over positions.
+
+    ValueError where the text encoder's states are not finite without the edit.
+    """
     if not prompts:
         return 0.0
-    before = prompt_states(pipe, prompts).float()
+    before = check_embedded(prompt_states(pipe, prompts).float().flatten(1), "prompts' states")
+    before = before.unflatten(1, (-1, pipe.text_encoder.config.hidden_size))
     with edit.on(pipe, force=True):  # checked at the door
         after = prompt_states(pipe, prompts).float()
     return ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()

@@ -12,22 +12,26 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from .captions import fold
+from .fingerprints import same_weights
 from .limits import check_size
 from .text_towers import differences
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
 
+SHOWN = 12  # names that an error lists
 FREEZE = ". To have the search leave a weight out, freeze it in the CLIP: requires_grad_(False)"
 
 
 def unknown(name: object, allowed: Iterable[str], what: str) -> KeyError:
-    """A `KeyError` that says what was given, the nearest match, and what is allowed."""
+    """A `KeyError` that says what was given, the nearest match, and what is allowed: `SHOWN` of it, and how many."""
     allowed = list(allowed)
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.4)
     hint = f"; did you mean {lower[close[0]]!r}?" if close else "."
-    return KeyError(f"unknown {what} {name!r}{hint} Allowed: {', '.join(allowed)}")
+    more = f", and {len(allowed) - SHOWN} more of {len(allowed)} in all" if len(allowed) > SHOWN else ""
+    return KeyError(f"unknown {what} {name!r}{hint} Allowed: {', '.join(allowed[:SHOWN])}{more}")
 
 
 def check_validate(validate: object) -> None:
@@ -52,6 +56,14 @@ def check_pictures(images: np.ndarray | Sequence[Image.Image]) -> None:
         raise ValueError(
             f"images are a {type(images).__name__}; give a uint8 array (n, height, width, 3) or PIL images"
         )
+
+
+def check_several(images: object) -> None:
+    """ValueError for a single picture, and for none."""
+    if isinstance(images, Image.Image):
+        raise ValueError("pixels takes several images; put a single one into a list")
+    if len(images) == 0:
+        raise ValueError("no images given")
 
 
 def _check_array(images: np.ndarray) -> None:
@@ -106,9 +118,12 @@ def check_fit(layer: str, name: str, weights: Mapping[str, Tensor], delta: Tenso
     weight = weights[name]
     if weight.shape != delta.shape:
         raise ValueError(f"the edit's {name!r} is {tuple(delta.shape)}, the model's is {tuple(weight.shape)}")
-    if weight.is_meta or not weight.is_floating_point():
-        kind = "on the meta device" if weight.is_meta else weight.dtype
-        raise ValueError(f"{name!r} is {kind}; an edit goes on weights that are in memory, as floating point numbers")
+    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        kind = "on the meta device (sequential CPU offload leaves it there)" if weight.is_meta else weight.dtype
+        raise ValueError(
+            f"{name!r} is {kind}; an edit goes on weights that are in memory, as floating point numbers of 16 bits or "
+            "more"
+        )
 
 
 def check_base(wanted: str, found: str, whole: bool) -> None:
@@ -117,7 +132,7 @@ def check_base(wanted: str, found: str, whole: bool) -> None:
     wanted: of the model that an edit was made for; found: of the one that it is to go on.
     """
     (model, tower), (this, other) = wanted.partition("-")[::2], found.partition("-")[::2]
-    if whole and this != model:
+    if whole and not same_weights(this, model):
         raise ValueError(
             f"the edit was made for the model {model}, this one is {this}; force=True applies it all the same"
         )
@@ -146,6 +161,8 @@ def nothing_forgot(concept: str, evaluations: int, trace: pd.DataFrame) -> Nothi
         return NothingForgets(f"the forget loss of {concept!r} does not reach any layer looked at", trace)
     near = tried.sort_values("forget_accuracy", kind="stable").iloc[0]
     wide = f", standardized margin {near['standardized_margin']:.2g}" if "standardized_margin" in trace else ""
+    if wide and near["standardized_margin"] == 0:
+        wide += " (its pictures score alike, or there is but one: no margin can be measured; rule='top1' needs none)"
     return NothingForgets(
         f"none of {tried['layer'].nunique()} layers forgot {concept!r} in {evaluations} evaluations each; nearest: "
         f"{near['layer']} at step {near['step']:.3g}, accuracy {near['forget_accuracy']:.0%}{wide}. Allow more "
@@ -154,23 +171,94 @@ def nothing_forgot(concept: str, evaluations: int, trace: pd.DataFrame) -> Nothi
     )
 
 
+def check_sets(forgets: Sequence[Pairs], retain: Pairs) -> None:
+    """ValueError for sets that the method cannot work with: none, too small, or sharing what is to be forgotten."""
+    if not forgets:
+        raise ValueError("no forget set given")
+    for forget in forgets:
+        if len(forget) < 2:
+            raise ValueError(f"the forget set has {len(forget)} pair(s); give at least 2, better 48")
+        if len(retain) < 2:
+            raise ValueError(
+                f"the retain set has {len(retain)} pair(s); the contrastive loss needs at least 2, better 512"
+            )
+        check_disjoint(forget, retain)
+
+
+def check_lengths(images: Sequence, captions: Sequence[str], concepts: Sequence[Sequence[str]] | None) -> None:
+    """ValueError for concepts that are no tuples of names, and unless there is one of each for every pair."""
+    sizes = {"images": len(images), "captions": len(captions)}
+    if concepts is not None:
+        for concept in concepts:
+            if isinstance(concept, str) or not all(isinstance(name, str) for name in concept):
+                raise ValueError(f"a concept is {concept!r}; give each pair a tuple of names, as ('cat', 'Clay')")
+        sizes["concepts"] = len(concepts)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"a pair needs one of each, but lengths differ: {sizes}")
+
+
+def shared_name(forget: Pairs, validate: object) -> str:
+    """What all pairs of a forget set are about. ValueError for a validation that asks for something else."""
+    shared = set.intersection(*map(set, forget.concepts)) if forget.concepts else set()
+    asked = getattr(validate, "forget", None)
+    if shared and isinstance(asked, str) and asked not in shared:
+        raise ValueError(f"the forget set shows {', '.join(sorted(shared))}, the validation asks for {asked}")
+    return " + ".join(sorted(shared)) or "the forget set"
+
+
+def check_shown(forget: str, pairs: Pairs) -> None:
+    """ValueError for validation pairs that do not say what they show, or show `forget` nowhere."""
+    if pairs.concepts is None:
+        raise ValueError("validation pairs need .concepts, the names that each picture shows")
+    if not any(forget in concept for concept in pairs.concepts):
+        raise ValueError(f"no validation picture shows {forget!r}")
+
+
 def check_disjoint(forget: Pairs, kept: Pairs, what: str = "retain") -> None:
-    """ValueError for a set to be kept that shows the concept of the forget set, or shares captions with it."""
+    """ValueError for a set to be kept that shows the concept of the forget set, or shares captions with it.
+
+    Names and captions count as one in any spelling, see `fold`.
+    """
+    captions = [fold(caption) for caption in kept.captions]
     if forget.concepts is not None:
         common = set.intersection(*map(set, forget.concepts))
         subjects = {frozenset(names) for names in ([common] if common else forget.concepts)} - {frozenset()}
-        shared = [names for names in subjects if any(_is_about(kept, i, names) for i in range(len(kept)))]
+        about = {names: _about(names, kept, captions) for names in subjects}
+        shared = [names for names in subjects if about[names]]
         if shared:
-            about = "; ".join(sorted(" in ".join(sorted(names)) for names in shared))
-            number = sum(any(_is_about(kept, i, names) for names in shared) for i in range(len(kept)))
-            raise ValueError(f"{number} {what} pairs are about {about}, the concept to forget")
-    both = set(forget.captions) & set(kept.captions)
+            told = "; ".join(sorted(" in ".join(sorted(names)) for names in shared))
+            number = len(set().union(*about.values()))
+            raise ValueError(f"{number} {what} pairs are about {told}, the concept to forget")
+    own = {fold(caption) for caption in forget.captions}
+    both = [caption for caption, folded in zip(kept.captions, captions, strict=True) if folded in own]
     if both:
         raise ValueError(f"forget and {what} set share captions, for instance {min(both)!r}; take them out of one")
 
 
-def _is_about(pairs: Pairs, i: int, names: frozenset[str]) -> bool:
-    """Does pair i show all of `names`? By its concepts, else by what its caption says."""
+def _about(names: frozenset[str], pairs: Pairs, captions: Sequence[str]) -> set[int]:
+    """Which pairs show all of `names`? By their concepts, else by what their captions, which are folded, say."""
+    wanted = {fold(name) for name in names}
     if pairs.concepts is not None:
-        return names <= set(pairs.concepts[i])
-    return all(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", pairs.captions[i]) for name in names)
+        return {i for i, shown in enumerate(pairs.concepts) if wanted <= {fold(name) for name in shown}}
+    spelt = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)") for name in wanted]
+    return {i for i, caption in enumerate(captions) if all(one.search(caption) for one in spelt)}
+
+
+def check_protect(forget: Sequence[Pairs], protect: Sequence[Pairs]) -> None:
+    """ValueError unless `protect` is a list of sets that share nothing with any of the sets to forget."""
+    if hasattr(protect, "captions"):
+        raise ValueError("protect is one Pairs; give a list of them, one for each concept to protect")
+    for some in forget:
+        for kept in protect:
+            check_disjoint(some, kept, "protect")
+
+
+def names_of(concepts: Sequence[object], task: type) -> list[str]:
+    """The names of a list of names and tasks. ValueError for none, for a bare string, and for twins."""
+    given = isinstance(concepts, Sequence) and not isinstance(concepts, str) and len(concepts) > 0
+    if not given or not all(isinstance(one, (str, task)) for one in concepts):
+        raise ValueError(f"concepts is {concepts!r}; give a list of names or of Tasks")
+    names = [one if isinstance(one, str) else str(one.concept) for one in concepts]
+    if len({fold(name) for name in names}) < len(names):
+        raise ValueError(f"concepts names something twice: {', '.join(names)}")
+    return names

@@ -43,6 +43,8 @@ class FunctionScorer:
         """Nothing more."""
         return {}
 
+    on_the_rest = __call__
+
 
 def ask_once(validate: object, clip: Any, known: tuple[type, ...]) -> None:
     """ValueError for a function that returns no scores of the untouched model: before anything is worked out.

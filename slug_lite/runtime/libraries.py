@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from .wrappers import check_offload, unwrapped
 
 
 def is_pipeline(target: object) -> bool:
@@ -17,6 +21,8 @@ def encoder_of(target: object) -> nn.Module | None:
 
     None for what is neither pipeline nor text encoder; ValueError for pipelines of another kind, or without one.
     """
+    if isinstance(target, nn.Module):
+        target = unwrapped(target)
     kinds = {kind.__name__ for kind in type(target).__mro__}
     if "CLIPTextModel" in kinds or "DiffusionPipeline" not in kinds:
         return target if "CLIPTextModel" in kinds else None
@@ -25,10 +31,11 @@ def encoder_of(target: object) -> nn.Module | None:
             f"the pipeline is a {type(target).__name__}; a StableDiffusionPipeline is needed (one of other parts that "
             "shares its text encoder has the edit too)"
         )
-    encoder = getattr(target, "text_encoder", None)
+    encoder = unwrapped(getattr(target, "text_encoder", None))
     if "CLIPTextModel" not in {kind.__name__ for kind in type(encoder).__mro__}:
         found = "has no text_encoder" if encoder is None else f"has a {type(encoder).__name__} as text_encoder"
         raise ValueError(f"the pipeline {found}; a transformers.CLIPTextModel is needed")
+    check_offload(encoder)
     return encoder
 
 
@@ -40,6 +47,18 @@ def check_clip(clip: object) -> None:
             "its text encoder comes from, unlearn_pipeline(pipe, clip, ...), and put it on: edit.on(pipe). Forget "
             "pictures that only the pipeline can supply come from generated_pairs(pipe, prompt, n)"
         )
+
+
+def embedding(out: Any) -> Tensor:
+    """What an encoder returns, in float32 at least; transformers 5 wraps the projected embedding into an output."""
+    x = out if isinstance(out, Tensor) else out.pooler_output
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def image_size(model: nn.Module) -> int:
+    """Height of the pictures that a CLIP of either library takes, in pixels."""
+    size = model.visual.image_size if hasattr(model, "visual") else model.config.vision_config.image_size
+    return size[0] if isinstance(size, (tuple, list)) else size
 
 
 def own_version() -> str:

@@ -26,6 +26,7 @@ _INSIDE = {
     "ln_1": "layer_norm1", "attn.out_proj": "self_attn.out_proj", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }  # fmt: skip
+VOCABULARY = 49408  # of CLIP; further tokens are later additions
 _FUSED = [f"self_attn.{letter}_proj" for letter in "qkv"]
 _OPEN_CLIP = re.compile(r"(?:text\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
 _TRANSFORMERS = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
@@ -127,9 +128,12 @@ def tower_fingerprint(weights: Mapping[str, Tensor]) -> str:
     parts: dict[int, hashlib._Hash] = {}
     for name, weight in sorted(to_transformers(weights).items()):
         block = _TRANSFORMERS.fullmatch(name)
+        if name == _OUTSIDE["token_embedding.weight"]:
+            weight = weight[:VOCABULARY]  # tokens added by textual inversion leave the tower what it was
         flat = weight.flatten()
         places = torch.linspace(0, flat.numel() - 1, min(4096, flat.numel()), dtype=torch.float64).round().long()
-        signs = np.packbits(torch.signbit(flat[places.to(flat.device)]).cpu().numpy())
+        sample = flat[places.to(flat.device)]
+        signs = np.packbits(torch.signbit(sample.float() if sample.is_floating_point() else sample).cpu().numpy())
         part = parts.setdefault(int(block[1]) + 1 if block else 0, hashlib.sha256())
         place = f"{block[2]}.{block[3]}" if block else name
         part.update(f"{place}{tuple(weight.shape)}".encode() + signs.tobytes())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..runtime.captions import fold
 from ..runtime.checks import unknown
 from . import cast
 
@@ -81,6 +82,12 @@ _BOTH = {
     "styles": {"train": ("{} style, {}", "a drawing in {} style with {}"), "val": ("a picture in {} style with {}",),
                "test": ("an image in {} style with {}",)},
 }  # fmt: skip
+
+
+def known_name(name: str) -> str:
+    """A name of the world as it is written there, given in any spelling, see `fold`; what is none of them as it is."""
+    spelt = {fold(own): own for names in NAMES.values() for own in names}
+    return spelt.get(fold(name), name)
 
 
 def kind_of(name: str) -> str:

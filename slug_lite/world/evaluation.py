@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models import Clip
+from ..runtime.broken import check_embedded
 from ..runtime.zero_shot import embed_images, labels, zero_shot_classifier
 from . import toonworld
 
@@ -20,11 +21,13 @@ def interval(
     """Bootstrap interval of a mean (Efron, 1979): percentiles of the means of `draws` samples drawn with replacement.
 
     hits: (n,) numbers, for accuracies 0 and 1. Where all are alike the interval has no width, which says more about
-    the bootstrap than about the mean: of 0 hits in n, the rule of three allows 3 / n. ValueError for none.
+    the bootstrap than about the mean: of 0 hits in n, the rule of three allows 3 / n. ValueError for none, or for NaN.
     """
     values = torch.as_tensor(hits, dtype=torch.float64).flatten().cpu()
     if len(values) == 0:
         raise ValueError("no hits given: an interval needs at least one number")
+    if not torch.isfinite(values).all():
+        raise ValueError("hits are not finite: they have no interval")
     generator = torch.Generator().manual_seed(seed)
     means = values[torch.randint(len(values), (draws, len(values)), generator=generator)].mean(1)
     low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
@@ -53,16 +56,17 @@ def evaluate(clip: Clip, split: str = "test", *, n: int = 12, seed: int = 0) -> 
 
     n: pictures of every person and character, and n // 4 of every object x style cell; captions' templates are
     those of the split. Returns "people", "characters", "objects", "styles" (those the split has) -> accuracy in
-    [0, 1], the mean over pictures, and "per_concept" -> DataFrame with kind, name, accuracy, pictures.
+    [0, 1], the mean over pictures, and "per_concept" -> DataFrame with kind, name, accuracy, pictures. ValueError for
+    a model whose embeddings are not finite.
     """
     pairs = toonworld.evaluation_pairs(n, seed, split, size=world_size(clip))
-    features, rows = embed_images(clip, clip.pixels(pairs)), []
+    features, rows = check_embedded(embed_images(clip, clip.pixels(pairs)), "pictures' embeddings"), []
     out: dict[str, Any] = {}
     for kind, names in toonworld.NAMES.items():
         picked, own = labels(pairs, names)
         if len(picked) == 0:
             continue
-        classifier = zero_shot_classifier(clip, names, toonworld.templates(kind, split))
+        classifier = check_embedded(zero_shot_classifier(clip, names, toonworld.templates(kind, split)), "names' ones")
         right = (features[picked.to(clip.device)] @ classifier.T).argmax(1).cpu().eq(own)
         out[kind] = right.float().mean().item()
         for i, name in enumerate(names):
@@ -82,8 +86,8 @@ def recognised(clip: Clip, name: str, *, n: int = 48, seed: int = 0, split: str 
     kind = toonworld.kind_of(name)
     names = toonworld.NAMES[kind]
     pictures = toonworld.pairs(name, n, seed, split, world_size(clip))
-    classifier = zero_shot_classifier(clip, names, toonworld.templates(kind, split))
-    scores = embed_images(clip, clip.pixels(pictures)) @ classifier.T
+    classifier = check_embedded(zero_shot_classifier(clip, names, toonworld.templates(kind, split)), "names' ones")
+    scores = check_embedded(embed_images(clip, clip.pixels(pictures)), "pictures' embeddings") @ classifier.T
     return (scores.topk(top).indices == names.index(name)).any(1).cpu()
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..pairs import Pairs
+from ..runtime.broken import check_one_colour
 from ..runtime.checks import unknown
 from ..runtime.files import check_tensors, header, read_json
 from ..runtime.labels import check_label
@@ -69,7 +70,10 @@ class Judge:
     def probabilities(self, images: Pairs | np.ndarray | Sequence[Image.Image]) -> dict[str, np.ndarray]:
         """For each kind the probability of each of its names, and of "none of these" last: (n, names + 1)."""
         logits = self._run(images, self.net)
-        return {kind: torch.cat([part[kind] for part in logits]).softmax(1).numpy() for kind in self.names}
+        chances = {kind: torch.cat([part[kind] for part in logits]).softmax(1).numpy() for kind in self.names}
+        if not all(np.isfinite(some).all() for some in chances.values()):
+            raise ValueError("the judge's answers are not finite: its weights are damaged")
+        return chances
 
     def __call__(self, images: Pairs | np.ndarray | Sequence[Image.Image]) -> pd.DataFrame:
         """One row a picture. images: `Pairs`, uint8 (n, height, width, 3) or PIL images; other sizes are scaled.
@@ -80,7 +84,8 @@ class Judge:
         confidence  probability of that name (of "none of these": the least that a head gives it), and
         style_confidence  of that style; both calibrated on held-out drawings
 
-        Raises ValueError for no pictures at all, or an array of another shape or type.
+        Raises ValueError for no pictures at all, an array of another shape or type, and pictures all of one colour:
+        broken ones, in which not to find somebody says nothing.
         """
         chances = self.probabilities(images)
         rows = []
@@ -113,6 +118,7 @@ def pixels(images: Pairs | np.ndarray | Sequence[Image.Image]) -> Tensor:
         x = pairs.images
     else:
         x = np.stack([np.asarray(p.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)) for p in pairs.pil()])
+    check_one_colour(x)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 

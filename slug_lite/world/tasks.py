@@ -10,6 +10,7 @@ from ..models import Clip
 from ..pairs import Pairs
 from ..validation import Validate, Validation
 from . import toonworld
+from .captions import known_name
 from .evaluation import world_size
 
 FORGET, RETAIN, PROTECT = 48, 512, 16  # pairs of the forget set, of the retain set, and of each name to protect
@@ -22,9 +23,10 @@ def task(
     """Forget set and retain set of the split "train", a validation of the split "val", all of one seed.
 
     retain, validate: instead of those of the world. without: names that are to go as well: neither retained nor
-    scored; all names but these and `name` are to be protected then. Raises KeyError for an unknown name, ValueError
-    for a validation that asks for another.
+    scored; all names but these and `name` are to be protected then. Names may be given in any spelling. Raises
+    KeyError for an unknown name, ValueError for a validation that asks for another.
     """
+    name, without = known_name(name), [known_name(one) for one in without] or ()
     if validate is None:
         validate = toonworld.validation(name, seed=seed, size=size, without=without)
     if isinstance(validate, Validation) and validate.forget != name:

@@ -208,4 +208,4 @@ def validation(
     rest, gone = evaluation_pairs(others, seed, split, size), {name, *without}
     rest = rest[[k for k, concept in enumerate(rest.concepts or ()) if not gone & set(concept)]]
     shown = pairs(name, n, seed, split, size) + rest
-    return Validation(shown, name, NAMES, {kind: templates(kind, split) for kind in NAMES})
+    return Validation(shown, name, NAMES, {kind: templates(kind, split) for kind in NAMES}, split)

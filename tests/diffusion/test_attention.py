@@ -89,3 +89,14 @@ def test_bad_requests(pipe, clip):
     for prompt in ("", ["a cat"]):
         with pytest.raises(ValueError, match="prompt is"):
             slug.attention_maps(pipe, prompt)
+
+
+def test_words_of_any_script_are_found(pipe):
+    """The tokenizer spells in bytes: an accented letter is two signs of its vocabulary."""
+    maps = slug.attention_maps(pipe, "a photo of Beyonc\u00e9 in \u6771\u4eac, 1999 o'clock", steps=1)
+    for words in ("Beyonc\u00e9", "BEYONCE\u0301", "\u6771\u4eac", "1999", "o'clock", "Beyonc\u00e9 in \u6771\u4eac,"):
+        assert maps.of(words).shape == (8, 8), words
+    starts = [k for k, token in enumerate(maps.tokens) if token.startswith("beyonc")]
+    assert len(starts) == 1 and (maps.of("Beyonc\u00e9") >= maps.maps[starts[0]]).all()
+    with pytest.raises(KeyError, match=r"does not say .*Beyonce.*beyonc\u00e9 in"):
+        maps.of("Beyonce")

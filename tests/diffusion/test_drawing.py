@@ -1,5 +1,8 @@
 """Pictures that a pipeline draws, each from noise of its own, and what the UNet is told of a prompt."""
 
+import warnings
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +53,7 @@ def test_the_pipelines_own_defaults_and_settings(pipe, monkeypatch):
     pipe.set_progress_bar_config(desc="mine")
     slug.generated_pairs(pipe, "a cat", 1)
     slug.generated_pairs(pipe, "a cat", 1, steps=7, guidance_scale=3.0)
-    assert calls[0].keys() == {"generator"}
+    assert calls[0].keys() == {"generator", "output_type"}
     assert calls[1]["num_inference_steps"] == 7 and calls[1]["guidance_scale"] == 3.0
     assert pipe._progress_bar_config == {"desc": "mine"}
 
@@ -66,3 +69,69 @@ def test_bad_requests(clip, pipe):
     for drawer in (clip, pipe.text_encoder):
         with pytest.raises(ValueError, match="drawn by a StableDiffusionPipeline"):
             slug.generated_pairs(drawer, "a cat", 1)
+
+
+# ---- broken pictures are never handed over
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_pictures_that_are_not_finite_are_an_error_with_the_reason(pipe, part):
+    """They would come out black, all alike, and show nobody."""
+    weight = list(getattr(pipe, part).parameters())[-1]
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=rf"2 of 2 pictures are not finite.*pipeline's {part} are not finite"):
+        slug.generated_pairs(pipe, "a cat", 2, steps=1)
+    with pytest.raises(ValueError, match="not finite"):
+        slug.attention_maps(pipe, "a cat", steps=1)
+
+
+def test_half_precision_that_overflows_is_named(pipe, monkeypatch):
+    nan = torch.full((1, 3, 16, 16), float("nan"))
+    monkeypatch.setattr(pipe.vae, "decode", lambda latents, **_: (nan.expand(len(latents), -1, -1, -1),))
+    with pytest.raises(ValueError, match="An edit that is on may be too large"):
+        slug.generated_pairs(pipe, "a cat", 1, steps=1)
+    monkeypatch.setattr(type(pipe.vae), "dtype", torch.float16)
+    with pytest.raises(ValueError, match="vae in float16 may overflow: try float32 or bfloat16"):
+        slug.generated_pairs(pipe, "a cat", 1, steps=1)
+
+
+class Checker:
+    """Draws noise; flags, and blackens, the pictures whose numbers, over all calls, are in `flags`."""
+
+    def __init__(self, pipe, monkeypatch, flags=(), plain=()):
+        self.flags, self.plain, self.seen = flags, plain, []
+        monkeypatch.setattr(type(pipe), "__call__", self.draw)
+
+    def draw(self, prompts, generator, **settings):
+        assert settings["output_type"] == "np"
+        images = np.stack([torch.rand(8, 8, 3, generator=one).numpy() for one in generator])
+        numbers = range(len(self.seen), len(self.seen) + len(prompts))
+        self.seen += [(text, one.initial_seed()) for text, one in zip(prompts, generator, strict=True)]
+        for row, k in enumerate(numbers):
+            if k in (*self.flags, *self.plain):
+                images[row] = 0
+        return SimpleNamespace(images=images, nsfw_content_detected=[k in self.flags for k in numbers])
+
+
+def test_what_a_safety_checker_flags_is_drawn_anew_and_counted(pipe, monkeypatch):
+    drawn = Checker(pipe, monkeypatch, flags=(1, 4), plain=(2,)).seen
+    with pytest.warns(UserWarning, match=r"of 4 pictures: 2 flagged by the safety checker, 1 all of one colour"):
+        pairs = slug.generated_pairs(pipe, ["a cat", "a dog"], 4)
+    assert pairs.captions == ["a cat", "a dog"] * 2 and [text for text, _ in drawn[4:]] == ["a dog", "a cat", "a dog"]
+    assert [seed for _, seed in drawn[:4]] == [picture_seed(0, k) for k in range(4)]
+    assert [seed for _, seed in drawn[4:]] == [picture_seed(0, k, t) for k, t in ((1, 1), (2, 1), (1, 2))]
+    assert len({seed for _, seed in drawn}) == len(drawn) and all(np.ptp(image) > 9 for image in pairs.images)
+    Checker(pipe, monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slug.generated_pairs(pipe, "a cat", 4)
+
+
+@pytest.mark.parametrize(("kind", "why"), [("flags", "flagged by the safety checker"), ("plain", "all of one colour")])
+def test_pictures_that_are_broken_again_and_again_are_an_error(pipe, monkeypatch, kind, why):
+    Checker(pipe, monkeypatch, **{kind: range(99)})
+    with pytest.raises(ValueError, match=f"2 of 2 pictures are broken in each of 4 tries: {why}"):
+        slug.generated_pairs(pipe, "a cat", 2)
+    with pytest.raises(ValueError, match=f"the picture is broken: {why}"):
+        slug.attention_maps(pipe, "a cat")

@@ -30,7 +30,6 @@ from slug_lite.gradients import forget_gradients
 from slug_lite.runtime.stacks import STACKS
 from slug_lite.runtime.text_towers import translate_names
 from slug_lite.search import Found, make_delta
-from slug_lite.validation import scorer_of
 from slug_lite.world.tasks import task
 
 world = slug.toonworld
@@ -70,6 +69,8 @@ def handed_on(monkeypatch):
         return {name: replace(make(targets[0]), concept=name, trace=pd.DataFrame({"k": [0]})) for name in validates}
 
     monkeypatch.setattr(unlearning, "in_rounds", in_rounds)
+    monkeypatch.setattr(unlearning, "scorer_of", lambda validate, clip: SimpleNamespace(on_the_rest=dict))
+    monkeypatch.setattr(unlearning, "reported", lambda edit, *rest, **settings: edit)
     return calls
 
 
@@ -92,8 +93,14 @@ def test_clips_step_made_longer_where_others_are_shifted_least(mini, mini_pipe, 
     assert shifts[edit.layer] == pytest.approx(shift(mini_pipe, edit, probed)) and 0 < shifts.min() < 0.5
     assert edit.check(mini_pipe) and edit.check(mini) and edit.base == slug.fingerprint(mini)
     assert edit.concept == NAME and set(edit.trace["concept"]) == {NAME} and has_layer(mini_pipe, edit.layer)
+    known = quick.validate(mini)
     with edit.on(mini):  # CLIP, which needs less, has forgotten as well
-        assert scorer_of(quick.validate, mini).forgetting()["forget_accuracy"] == 0
+        score = quick.validate(mini)
+    assert score["forget_accuracy"] == 0
+    told = edit.report  # of CLIP with the whole edit on, and not with CLIP's own step
+    assert told.forgotten and told.max_accuracy_drop is None and told.split == "val" and told.margin == ONE_FRONT.margin
+    assert told.standardized_margin == pytest.approx(score["standardized_margin"], rel=1e-4)
+    assert (told.retained_before, told.retained_after) == (known["retain_accuracy"], score["retain_accuracy"])
     assert same(state(mini_pipe), before) and len(STACKS) == 0
 
 
@@ -160,6 +167,23 @@ def test_a_step_beyond_half_precision_is_no_edit(searched):
     assert edit.layer == B and edit.trace["shift"].isna().tolist() == [True, False, True]
     with pytest.raises(slug.NothingForgets, match=f"CLIP forgets '{NAME}', but no step {LONGER} times as long"):
         searched({A: (60_000.0, 0.9)}, {})
+
+
+def test_a_shift_that_is_no_number_is_not_the_least(searched):
+    nan = float("nan")
+    for first, rest in ((A, (B, C)), (B, (A, C))):
+        edit, _ = searched({A: (0.1, 0.9), B: (0.2, 0.8), C: (0.3, 0.7)}, {first: nan, rest[0]: 0.3, rest[1]: 0.2})
+        assert edit.layer == C and edit.trace.set_index("layer")["shift"].isna().to_dict()[first]
+    with pytest.raises(slug.NothingForgets, match="breaks the text encoder"):
+        searched({A: (0.1, 0.9)}, {A: nan})
+
+
+def test_a_broken_text_encoder_is_no_shift(pipe, clip):
+    edit = make(clip)
+    with torch.no_grad():
+        list(pipe.text_encoder.parameters())[-1].fill_(float("nan"))
+    with pytest.raises(ValueError, match="2 of 2 prompts' states are not finite"):
+        shift(pipe, edit, PROMPTS)
 
 
 def test_where_no_layer_forgets_and_where_there_is_none(searched):

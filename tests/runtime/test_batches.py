@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import slug_lite as slug
-from slug_lite.runtime.batches import batches, cached_backward, contrastive_batches, groups
+from slug_lite.runtime.batches import Memory, batches, cached_backward, contrastive_batches, groups
 
 
 def test_groups_are_of_like_size_and_hold_everything(tiny):
@@ -61,3 +61,17 @@ def test_activations_of_one_micro_batch_are_held_at_a_time(size, forwards):
     assert len(ticks) == len(batches(10, size))
     for got, p in zip(wanted, [p for tower in towers for p in tower.parameters()], strict=True):
         torch.testing.assert_close(p.grad, got, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_protected_is_held_in_groups_that_fit():
+    """Five names leave 67 sets: 1.1 GB for one layer of 1024 x 4096."""
+    weights = {name: torch.empty(1024, 4096, device="meta") for name in "abcde"} | {"f": torch.empty(8, 8)}
+    large = 67 * weights["a"].nbytes
+    assert 1.1e9 < large < Memory().protected < 2 * large
+    assert Memory().protect(weights, list("abcdef"), 67) == [["a"], ["b"], ["c"], ["d"], ["e", "f"]]
+    assert Memory(protected=2 * large).protect(weights, list("abcdef"), 67) == [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert Memory(passes=6).protect(weights, list("abcde"), 1) == [[name] for name in "abcde"]
+    assert Memory().protect(weights, list("abcdef"), 1) == [list("abcdef")] and Memory().protect(weights, [], 9) == []
+    assert Memory().place(weights, ["a"], 67) is None and Memory(protected=large - 1).place(weights, ["a"], 67) == "cpu"
+    with pytest.raises(ValueError, match="protected=0"):
+        Memory(protected=0)

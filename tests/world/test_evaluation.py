@@ -97,3 +97,17 @@ def test_pictures_are_as_large_as_the_model_looks_at(tiny, mini, monkeypatch):
     for size, drawn in ((16, 32), (224, 224), (336, 256)):
         monkeypatch.setattr(slug.Clip, "image_size", property(lambda self, size=size: size))
         assert evaluation.world_size(tiny) == drawn
+
+
+def test_a_broken_model_is_no_model_that_has_forgotten(tiny):
+    """The greatest of its scores, all NaN, is somebody else: the concept would count as gone."""
+    with torch.no_grad():
+        tiny.weights()["visual.proj"].fill_(float("nan"))
+    for ask in (lambda: evaluation.recognised(tiny, "Zorbo", n=2), lambda: slug.evaluate(tiny, n=1)):
+        with pytest.raises(ValueError, match="pictures' embeddings are not finite"):
+            ask()
+
+
+def test_hits_that_are_no_numbers_have_no_interval():
+    with pytest.raises(ValueError, match="hits are not finite"):
+        evaluation.interval([0.0, float("nan")])

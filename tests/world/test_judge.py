@@ -126,7 +126,8 @@ def test_table_has_a_row_a_picture(untrained):
     assert set(table.kind) <= {"people", "characters", "objects", NONE} and table.confidence.between(0, 1).all()
     pd.testing.assert_frame_equal(table, untrained(pairs.images))
     pd.testing.assert_frame_equal(table, untrained(pairs.pil()))
-    assert len(untrained([Image.new("RGBA", (100, 80))])) == 1
+    noise = np.random.default_rng(0).integers(0, 256, (80, 100, 4)).astype(np.uint8)
+    assert len(untrained([Image.fromarray(noise, "RGBA")])) == 1
     assert untrained.features(pairs).shape == (5, 16)
     chances = untrained.probabilities(pairs)
     assert {k: c.shape for k, c in chances.items()} == {k: (5, len(NAMES[k]) + 1) for k in NAMES}
@@ -273,3 +274,21 @@ def test_damaged_judges_are_refused(tmp_path, untrained):
 def test_bad_pictures_are_refused(untrained, images):
     with pytest.raises(ValueError):
         untrained(images)
+
+
+def test_broken_pictures_are_not_pictures_of_nobody(untrained):
+    """Black ones would be "none of these", which counts as forgotten."""
+    pictures = world.pairs("Zorbo", n=3).images.copy()
+    pictures[1] = 0
+    large = [Image.fromarray(picture).resize((100, 100)) for picture in pictures]
+    for given in (pictures, large):
+        for ask in (untrained, untrained.features, lambda some: untrained.finds(some, "Zorbo")):
+            with pytest.raises(ValueError, match="1 of 3 pictures are all of one colour, number 1 first"):
+                ask(given)
+
+
+def test_a_damaged_judge_says_nothing(untrained):
+    with torch.no_grad():
+        untrained.net.heads["styles"].bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the judge's answers are not finite"):
+        untrained(world.pairs("Zorbo", n=2))

@@ -75,3 +75,14 @@ def test_wrong_names_and_validations(tiny):
         task("Ada Sunfield", n_forget=2, n_retain=4, size=32, without=["Zorbi"])
     with pytest.raises(ValueError, match="'Zorbo' is to be forgotten, the validation asks for 'Ada Sunfield'"):
         task("Zorbo", validate=toonworld.validation("Ada Sunfield", n=2, others=1, size=32))
+
+
+@pytest.mark.parametrize("spelt", ["ada sunfield", "ADA  SUNFIELD", "Ada_Sunfield", " ada-sunfield "])
+def test_a_name_in_another_spelling_is_the_name(tiny, spelt):
+    own = slug.as_task(spelt, tiny)
+    assert own.concept == own.validate.forget == "Ada Sunfield" and own.forget.concepts[0] == ("Ada Sunfield",)
+    other = slug.as_task("zorbo", tiny, without=[spelt])
+    assert other.concept == "Zorbo" and not any("Ada Sunfield" in names for names in other.retain.concepts)
+    for names in ([spelt, "Ada Sunfield"], ["zorbo", "Zorbo"]):
+        with pytest.raises(ValueError, match="names something twice"):
+            slug.unlearn_several(tiny, names)

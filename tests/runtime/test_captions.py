@@ -1,0 +1,118 @@
+"""Captions as people have them, in whatever spelling, and how much of them a model reads."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import slug_lite as slug
+from slug_lite import Pairs
+from slug_lite.runtime.captions import Reader, check_read, fold
+from slug_lite.runtime.checks import check_disjoint
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+
+
+def test_captions_of_a_frame_go_by_position():
+    """A filtered or reordered frame keeps its old index, by which slices took other captions."""
+    frame = pd.DataFrame({"caption": list("dcba")}).sort_values("caption").iloc[1:]
+    pairs = Pairs(IMAGES, frame["caption"])
+    assert pairs.captions == ["b", "c", "d"] and type(pairs.captions) is list
+    assert pairs[1:].captions == ["c", "d"] and pairs[[2, 0]].captions == ["d", "b"]
+    assert np.array_equal(pairs[[2, 0]].images, IMAGES[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [("a", "b", "c"), np.array(["a", "b", "c"]), np.array(["a", "b", "c"], dtype=object), pd.Series(list("abc")).array,
+     pd.Index(list("abc")), dict.fromkeys("abc").keys(), (c for c in "abc")],
+    ids=["tuple", "array", "objects", "extension array", "index", "keys", "generator"],
+)  # fmt: skip
+def test_any_sequence_of_strings_will_do(captions):
+    pairs = Pairs(IMAGES, captions)
+    assert pairs.captions == ["a", "b", "c"] and {type(c) for c in pairs.captions} == {str}
+
+
+@pytest.mark.parametrize("hole", [float("nan"), None, pd.NA, 3, b"b"])
+def test_what_is_no_string_is_refused_by_its_position(hole):
+    for captions in (["a", hole, "c"], pd.Series(["a", hole, "c"], index=[5, 6, 7])):
+        with pytest.raises(ValueError, match=r"caption 1 is .*, 1 of 3 are no strings"):
+            Pairs(IMAGES, captions)
+    for captions in ("abc", b"abc", 3, None):
+        with pytest.raises(ValueError, match="list of strings"):
+            Pairs(IMAGES, captions)
+
+
+# ---- what is cut at the context length
+
+
+def test_captions_are_counted_as_cut_from_the_first_token_too_many(tiny):
+    reader = Reader(tiny.tokens)
+    assert reader.most == 24 and reader.empty == 2
+    fits, cut = " ".join(["cat"] * 22), " ".join(["cat"] * 23)
+    assert not reader.too_long(fits) and reader.too_long(cut) and reader.cut([fits, cut, "cat", ""]) == [cut]
+
+
+def test_padding_may_be_the_end_token(tiny):
+    """As in Stable Diffusion 1's tokenizer."""
+
+    def tokens(texts):
+        ids = tiny.tokens(texts)
+        return ids.masked_fill(ids == 0, 49407)
+
+    reader = Reader(tokens)
+    fits, cut = " ".join(["cat"] * 22), " ".join(["cat"] * 23)
+    assert reader.cut([fits, cut, "cat", ""]) == [cut]
+
+
+def test_a_caption_that_is_cut_is_counted(tiny, sets):
+    forget, retain = sets
+    long = Pairs(retain.images, [*retain.captions[:-2], *["a picture of a cat and a dog" + " and a fox" * 9] * 2])
+    with pytest.warns(UserWarning, match=r"longer than the 24 tokens that are read, and cut: 2 of 20 retain captions"):
+        slug.one_shot_gradients(tiny, forget, long, layers=lambda name, _: name == "text_projection", progress=False)
+
+
+@pytest.mark.parametrize("spelt", ["Ada Sunfield", "ADA  SUNFIELD", "ada_sunfield", "Ada-Sunfield"])
+def test_a_name_that_falls_off_is_an_error(tiny, sets, spelt):
+    forget, retain = sets
+    late, early = "a very long caption" + ", very long" * 8 + f", of {spelt}", f"{spelt}" + ", very long" * 12
+    for caption, lost in ((late, True), (early, False)):
+        some = Pairs(forget.images, [*forget.captions[:-1], caption], forget.concepts)
+        if lost:
+            with pytest.raises(ValueError, match="1 of 6 forget captions name Ada Sunfield only behind"):
+                slug.one_shot_gradients(tiny, some, retain)
+        else:
+            with pytest.warns(UserWarning, match="cut: 1 of 6 forget captions"):
+                check_read(tiny, [some], retain)
+
+
+# ---- spellings
+
+
+def test_spellings_that_are_one():
+    for one in ("elon musk", "Elon_Musk", "ELON  MUSK", "Elon-Musk", " elon\tmusk\n", "Elon _ Musk"):
+        assert fold(one) == "elon musk"
+    assert fold("Beyonc\u00e9") == fold("BEYONCE\u0301") != fold("Beyonce") and fold("Straße") == fold("STRASSE")
+
+
+@pytest.mark.parametrize("spelt", ["elon musk", "Elon_Musk", "ELON  MUSK", "Elon-Musk"])
+def test_the_concept_in_other_spellings_is_the_concept(spelt):
+    forget = Pairs(IMAGES, ["one", "two", "three"], [("Elon Musk",)] * 3)
+    for kept in (
+        Pairs(IMAGES, ["a cat", f"a photo of {spelt}", "a dog"]),
+        Pairs(IMAGES, ["a cat", "a photo", "a dog"], [("cat",), (spelt, "Clay"), ("dog",)]),
+    ):
+        with pytest.raises(ValueError, match="1 retain pairs are about Elon Musk"):
+            check_disjoint(forget, kept)
+    check_disjoint(forget, Pairs(IMAGES, [f"a photo of {spelt}e", "Elon", "a dog"]))
+
+
+def test_accents_composed_or_not():
+    forget = Pairs(IMAGES, ["one", "two", "three"], [("Beyonc\u00e9",)] * 3)
+    with pytest.raises(ValueError, match="1 retain pairs are about Beyonc"):
+        check_disjoint(forget, Pairs(IMAGES, ["BEYONCE\u0301 sings", "a cat", "a dog"]))
+
+
+def test_shared_captions_in_other_spellings():
+    bare = Pairs(IMAGES, ["a photo of Elon Musk", "b", "c"])
+    with pytest.raises(ValueError, match="share captions, for instance 'a photo of elon_musk'"):
+        check_disjoint(bare, Pairs(IMAGES, ["x", "y", "a photo of elon_musk"]))
