@@ -196,8 +196,8 @@ def test_losses_that_are_not_finite_are_refused(tiny, sets):
 
 
 def test_statistics_that_are_not_finite_are_refused():
-    for bad in ("forget_norm", "retain_norm"):
-        stats = pd.DataFrame({"forget_norm": [1.0, 2.0], "retain_norm": [1.0, 2.0]})
+    for bad in ("weight_norm", "forget_norm", "retain_norm"):
+        stats = pd.DataFrame({name: [1.0, 2.0] for name in ("weight_norm", "forget_norm", "retain_norm")})
         G.Gradients(stats, {}, 1.0, 1.0)
         stats.loc[1, bad] = float("inf")
         with pytest.raises(ValueError, match="not finite"):
@@ -262,7 +262,7 @@ def test_no_more_than_a_micro_batch_and_a_group_of_layers_at_a_time(tiny, sets, 
     assert max(rows) == 3 and len(groups) == 4
     assert sorted(name for one in groups for name in one["names"]) == sorted(found.stats.index)
     rows.clear()
-    G.forget_gradients(tiny, [sets[0], sets[1][:5]], batch_size=4)
+    G.forget_gradients(tiny, [sets[0], sets[1][:5]], memory=slug.Memory(batch_size=4))
     assert rows == [4, 2, 4, 1]
 
 

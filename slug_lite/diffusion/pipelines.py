@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..runtime.checks import unknown
-from ..runtime.pipeline_files import admitted, read_text_encoder
+from ..runtime.pipeline_files import admit, read_text_encoder
 from ..runtime.progress import quiet
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def _load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> St
     if quiet():
         logging.disable_progress_bar()
         of_transformers.disable_progress_bar()
-    with admitted(folder) as own:
+    with TemporaryDirectory(prefix="slug_lite_") as place:
+        own = admit(folder, Path(place))
         try:
             pipe = StableDiffusionPipeline.from_pretrained(
                 own, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False,

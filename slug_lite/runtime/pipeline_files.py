@@ -11,10 +11,8 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -93,9 +91,8 @@ def _scheduler(content: Mapping[str, Any], index: Path) -> str:
     return name
 
 
-@contextmanager
-def admitted(folder: Path) -> Iterator[Path]:
-    """For the length of a block, a folder with what may be read of a pipeline. FileNotFoundError, or ValueError."""
+def admit(folder: Path, own: Path) -> Path:
+    """An empty folder, filled with what may be read of a pipeline. FileNotFoundError, or ValueError."""
     index = check_pipeline(folder)
     heads = {part: _weights(folder / part) for part in MODELS}
     configs = {part: _config(folder / part) for part in MODELS}
@@ -103,24 +100,22 @@ def admitted(folder: Path) -> Iterator[Path]:
         _check_model(folder / part, part, configs[part], heads[part])
     check_tokenizer(folder / "tokenizer")
     scheduler = _scheduler_config(folder / "scheduler", index["scheduler"][1])
-    with TemporaryDirectory(prefix="slug_lite_") as place:
-        own = Path(place)
-        (own / "model_index.json").write_text(json.dumps(index))
-        for part, config in configs.items():
-            (own / part).mkdir()
-            (own / part / "config.json").write_text(json.dumps(config))
-            _link(heads[part], own / part)
-        (own / "scheduler").mkdir()
-        (own / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-        (own / "tokenizer").mkdir()
-        for name in _TOKENIZER_FILES:
-            if (folder / "tokenizer" / name).is_file():
-                shutil.copyfile(folder / "tokenizer" / name, own / "tokenizer" / name)
-        yield own
+    (own / "model_index.json").write_text(json.dumps(index))
+    for part, config in configs.items():
+        (own / part).mkdir()
+        (own / part / "config.json").write_text(json.dumps(config))
+        _link(heads[part], own / part)
+    (own / "scheduler").mkdir()
+    (own / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (own / "tokenizer").mkdir()
+    for name in _TOKENIZER_FILES:
+        if (folder / "tokenizer" / name).is_file():
+            shutil.copyfile(folder / "tokenizer" / name, own / "tokenizer" / name)
+    return own
 
 
 def read_text_encoder(own: Path, dtype: torch.dtype) -> nn.Module:
-    """The text encoder of an `admitted` folder, in eval mode, each of its tensors out of the files.
+    """The text encoder of a folder that `admit` filled, in eval mode, each of its tensors out of the files.
 
     transformers' own loader knows the names of one of its versions, and makes random what goes by the other's.
     """

@@ -64,7 +64,8 @@ class Judge:
         return [what(batch) for batch in x.split(128)]
 
     def features(self, images: Pairs | np.ndarray | Sequence[Image.Image]) -> np.ndarray:
-        """What the heads look at: float32 (n, 256), for distances between sets of pictures."""
+        """What the heads look at: float32 (n, 256), for distances between sets of pictures. ValueError as a call."""
+        check_one_colour(_sized(images))
         return torch.cat(self._run(images, self.net.features)).numpy()
 
     def probabilities(self, images: Pairs | np.ndarray | Sequence[Image.Image]) -> dict[str, np.ndarray]:
@@ -87,6 +88,7 @@ class Judge:
         Raises ValueError for no pictures at all, an array of another shape or type, and pictures all of one colour:
         broken ones, in which not to find somebody says nothing.
         """
+        check_one_colour(_sized(images))
         chances = self.probabilities(images)
         rows = []
         for i in range(len(chances["styles"])):
@@ -110,7 +112,12 @@ class Judge:
 
 
 def pixels(images: Pairs | np.ndarray | Sequence[Image.Image]) -> Tensor:
-    """Pictures as the judge sees them: float32 (n, 3, 64, 64) from -1 to 1. ValueError as `Judge.__call__`."""
+    """Pictures as the judge sees them: float32 (n, 3, 64, 64) from -1 to 1. ValueError for none, and as `Pairs`."""
+    return torch.from_numpy(np.ascontiguousarray(_sized(images).transpose(0, 3, 1, 2))).float() / 127.5 - 1
+
+
+def _sized(images: Pairs | np.ndarray | Sequence[Image.Image]) -> np.ndarray:
+    """The same as uint8 (n, 64, 64, 3)."""
     if isinstance(images, (Image.Image, str)) or len(images) == 0:
         raise ValueError("give at least one picture, in a list, as `Pairs` or as a uint8 array (n, height, width, 3)")
     pairs = images if isinstance(images, Pairs) else Pairs(images, [""] * len(images))
@@ -118,8 +125,7 @@ def pixels(images: Pairs | np.ndarray | Sequence[Image.Image]) -> Tensor:
         x = pairs.images
     else:
         x = np.stack([np.asarray(p.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)) for p in pairs.pil()])
-    check_one_colour(x)
-    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+    return x
 
 
 def load_judge(folder: str | Path | None = None) -> Judge:
