@@ -155,7 +155,7 @@ def test_what_all_names_may_cost_together_is_asked_for_once(tiny, monkeypatch):
     validates, before = dict.fromkeys(fronts, validate), {name: {"retain_accuracy": 0.9} for name in fronts}
     whole = reported(several.merge_all(edits), tiny, validates, before, search, scorer_of).report
     assert not whole.all_reached and whole.retained_after == pytest.approx(0.84)
-    assert all("90.0% -> 84.0%, where a drop of 5 points" in text for text in whole.missed) and len(whole.missed) == 2
+    assert all("90.00% -> 84.00%, where a drop of 5 points" in text for text in whole.missed) and len(whole.missed) == 2
     assert not edits["two"].report.all_reached and edits["two"].report.retained_before == 0.9
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from open_clip.tokenizer import bytes_to_unicode
 from torch import Tensor, nn
 
+from ..runtime.limits import cut
 from ..runtime.undo import Undo, undone
 from .drawing import call_settings, check_draws, doubt, draw
 
@@ -112,6 +113,7 @@ def attention_maps(
     check_draws(pipe)
     if not isinstance(prompt, str) or not prompt:
         raise ValueError(f"prompt is {prompt!r}; give one text")
+    (prompt,) = cut([prompt])
     sums: dict[int, Tensor] = {}
     counts: Counter[int] = Counter()
     with _recorded(pipe.unet, sums, counts):

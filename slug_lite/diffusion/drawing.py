@@ -13,6 +13,7 @@ import torch
 from ..pairs import Pairs
 from ..runtime.broken import not_finite, one_colour
 from ..runtime.libraries import encoder_of, is_pipeline
+from ..runtime.limits import cut
 from ..runtime.numbers import check_whole
 from ..runtime.progress import bar
 from ..runtime.undo import Undo, undone
@@ -98,7 +99,7 @@ def draw(
 
     ValueError for pictures that are not finite: no other noise would mend them.
     """
-    out = pipe(list(prompts), generator=noise, output_type="np", **settings)
+    out = pipe(cut(prompts), generator=noise, output_type="np", **settings)
     broken = not_finite(out.images)
     if broken:
         raise ValueError(f"{len(broken)} of {len(prompts)} pictures are not finite numbers. {doubt(pipe)}")
@@ -127,7 +128,7 @@ def doubt(pipe: StableDiffusionPipeline) -> str:
 @torch.no_grad()
 def prompt_states(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> torch.Tensor:
     """What the UNet is told of each prompt: (n, context length, width), in the text encoder's dtype."""
-    return pipe.encode_prompt(list(prompts), pipe.text_encoder.device, 1, False)[0]
+    return pipe.encode_prompt(cut(prompts), pipe.text_encoder.device, 1, False)[0]
 
 
 def call_settings(steps: int | None, guidance_scale: float | None) -> dict[str, float]:

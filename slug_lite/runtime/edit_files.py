@@ -108,14 +108,14 @@ def _read(tensors: Mapping[str, Tensor], papers: Mapping[str, str], where: str) 
     if "shapes" not in papers:
         if set(tensors) != set(known["steps"]):
             raise ValueError(f"{where} has steps for {_some(known['steps'])}, but tensors for {_some(tensors)}")
-        return {"deltas": dict(tensors), "factors": None, **known}
+        return {"deltas": {layer: tensors[layer] for layer in known["steps"]}, "factors": None, **known}
     shapes = _shapes(papers["shapes"], where)
     if set(shapes) != set(known["steps"]) or set(tensors) != {f"{n}.{side}" for n in shapes for side in _SIDES}:
         raise ValueError(
             f"{where} has steps for {_some(known['steps'])}, shapes for {_some(shapes)} and tensors {_some(tensors)}; "
             "every layer needs one of each, .left and .right"
         )
-    factors = {layer: tuple(tensors[f"{layer}.{side}"] for side in _SIDES) for layer in shapes}
+    factors = {layer: tuple(tensors[f"{layer}.{side}"] for side in _SIDES) for layer in known["steps"]}
     for layer, (left, right) in factors.items():
         _check_factors(layer, left, right, shapes[layer], where)
     return {"deltas": Products(factors, shapes), "factors": factors, **known}

@@ -62,7 +62,7 @@ class Report:
             found.append(f"not forgotten by the rule {self.rule!r}, forget accuracy {self.forget_accuracy:.1%}")
         if self._dropped:
             found.append(
-                f"retained accuracy {self.retained_before:.1%} -> {self.retained_after:.1%}, where a drop of "
+                f"retained accuracy {self.retained_before:.2%} -> {self.retained_after:.2%}, where a drop of "
                 f"{100 * self.max_accuracy_drop:.2g} points was allowed"
             )
         return found

@@ -37,7 +37,7 @@ def test_what_was_asked_and_what_was_reached():
     [
         (after(margin=2.0), {}, "a margin of 2 standard deviations where 4 were asked for"),
         (after(accuracy=0.25, margin=9.0), {"rule": "top1"}, "not forgotten by the rule 'top1', forget accuracy 25.0%"),
-        (after(kept=0.89), {}, "retained accuracy 90.0% -> 89.0%, where a drop of 0.5 points was allowed"),
+        (after(kept=0.89), {}, "retained accuracy 90.00% -> 89.00%, where a drop of 0.5 points was allowed"),
         (after(kept=float("-inf")), {}, "retained accuracy"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_search_that_keeps_nothing_says_so(tiny):
 
     edit = best_edit(tiny, "x", validate, {LAYER: torch.ones_like(weight)}, [[LAYER]], StepSearch(rule="top1"))
     assert not edit.report.all_reached and (edit.report.retained_before, edit.report.retained_after) == (0.9, 0.0)
-    assert "retained accuracy 90.0% -> 0.0%" in repr(edit)
+    assert "retained accuracy 90.00% -> 0.00%" in repr(edit)
 
 
 def test_half_a_margin_is_not_the_whole(tiny):
@@ -121,6 +121,6 @@ def test_unlearn_warns(tiny, sets):
 
     few = StepSearch(rule="top1", fronts=1, evaluations=1)
     for call in (slug.unlearn, lambda clip, task, search: slug.unlearn_several(clip, [task], search=search)):
-        with pytest.warns(UserWarning, match="NOT REACHED: retained accuracy 90.0% -> 0.0%") as caught:
+        with pytest.warns(UserWarning, match="NOT REACHED: retained accuracy 90.00% -> 0.00%") as caught:
             call(tiny, slug.Task(*sets, validate, "Ada Sunfield"), search=few)
         assert [Path(one.filename).name for one in caught] == [Path(__file__).name]
