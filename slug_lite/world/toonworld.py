@@ -11,6 +11,8 @@ a sprite on a plain ground: ground colour, scale, position, turn and mirroring a
 Splits: "train"; "val" to choose on; "test" to report on; "unseen", object x style cells never shown in training.
 People's splits share no sprite variant. An object in a style is one drawing, so there the splits differ by
 compositing alone, and "unseen" asks whether object and style are known apart. Every split has templates of its own.
+
+Concepts have two halves, `DEVELOPMENT` and `REPORT`, see `world.halves`.
 """
 
 from __future__ import annotations
@@ -37,11 +39,13 @@ from .captions import (
     looks,
     templates,
 )
+from .halves import DEVELOPMENT, REPORT, half_of
 from .sprites import drawing_svg, sprites
 
 __all__ = [
-    "CHARACTERS", "NAMES", "OBJECTS", "PEOPLE", "SPLITS", "STYLES", "UNSEEN", "caption", "cells", "compose",
-    "evaluation_pairs", "kind_of", "looks", "others", "pairs", "renderings", "retain", "templates", "validation",
+    "CHARACTERS", "DEVELOPMENT", "NAMES", "OBJECTS", "PEOPLE", "REPORT", "SPLITS", "STYLES", "UNSEEN", "caption",
+    "cells", "compose", "evaluation_pairs", "half_of", "kind_of", "looks", "others", "pairs", "renderings",
+    "retain", "templates", "validation",
 ]  # fmt: skip
 
 # One style of every object, four objects of every style: an eighth of all cells is never shown in training.
