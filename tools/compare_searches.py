@@ -1,6 +1,6 @@
 """Where, and how far, is a pipeline's edit to go? On 24 development concepts of all kinds, rules that draw nothing.
 
-python tools/compare_searches.py [--shard K/N]     half an hour of one core; goes on where it stopped; one shard a core
+python tools/compare_searches.py          half an hour of one core; goes on where it stopped; with --shard, one a core
 
 Arms, all along preconditioned directions, `LONGER` than the step that CLIP needs for a margin of 2:
 
@@ -19,27 +19,26 @@ last block is left out was decided on these very rows.
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
 import time
 import zlib
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from fresh_pictures import SEED, clip, world
+from measuring import CLIP, JUDGE, SD, Measurement, Unit, run
 
 import slug_lite as slug
 from slug_lite.algorithm import candidate_fronts, gradients_of
-from slug_lite.book.results import save_results
+from slug_lite.book.results import load_rows
 from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.diffusion.precondition import input_moments, precondition
 from slug_lite.diffusion.unlearning import LONGER, PROBED, SEARCH, has_layer, reaches_all, shift
 from slug_lite.search import by_preference, make_delta, search_layers
 from slug_lite.world.tasks import task
 
-world = slug.toonworld
-SEED, STEPS = 0, 12
+STEPS = 12
 NUMBERS = {"people": 8, "characters": 4, "objects": 8, "styles": 4}
 HALVES = {
     kind: [names[i] for i in np.random.default_rng([2407, 11867, k]).permutation(len(names))]
@@ -47,6 +46,7 @@ HALVES = {
 }
 DEVELOPMENT = [name for kind, number in NUMBERS.items() for name in HALVES[kind][:number]]
 CELLS = world.cells("train")
+PICTURES = {"seed": 0, "steps": 12, "weights": "0ff98058d741b980"}  # what the rows of "pictures" were measured with
 Asked = list[tuple[str, tuple[str, ...]]]  # prompts, each with the names that its picture is to show
 
 
@@ -87,110 +87,92 @@ class Plan:
         self.preserved, self.unpreserved = asked[False], asked[True]
 
 
-class Bench:
-    """The models, and what is counted."""
-
-    def __init__(self) -> None:
-        self.clip = slug.load_clip("mini", device="cpu")
-        self.pipe, self.judge = slug.load_diffusion("mini", device="cpu"), slug.load_judge()
-        self.base = slug.fingerprint(self.clip)
-
-    def found(self, asked: Asked, salt: str) -> np.ndarray:
-        """For every name of every prompt, does the judge find it in the picture drawn?"""
-        images = []
-        for start in range(0, len(asked), 16):
-            some = [text for text, _ in asked[start : start + 16]]
-            noise = [
-                torch.Generator().manual_seed(zlib.crc32(f"{text}|{salt}|{start + k}".encode()))
-                for k, text in enumerate(some)
-            ]
-            drawn = self.pipe(some, generator=noise, guidance_scale=GUIDANCE, num_inference_steps=STEPS)
-            images += [np.asarray(image.convert("RGB")) for image in drawn.images]
-        seen = self.judge(np.stack(images))
-        return np.array([
-            name in (a, b)
-            for (_, names), a, b in zip(asked, seen["name"], seen["style"], strict=True) for name in names
-        ])  # fmt: skip
-
-    def count(self, plan: Plan) -> dict[str, np.ndarray]:
-        parts = {"left": plan.own, "preserved": plan.preserved, "unpreserved": plan.unpreserved}
-        return {part: self.found(asked, part) for part, asked in parts.items()}
-
-    def edits(self, name: str, plan: Plan) -> tuple[dict[str, slug.Edit], float]:
-        """The edits of all arms that draw nothing, and the seconds that they took together."""
-        start = time.perf_counter()
-        own = task(name, seed=SEED)
-
-        def fronts(stats: object) -> list[list[str]]:
-            return candidate_fronts(SEARCH, "text", stats, lambda layer: has_layer(self.pipe, layer))
-
-        (gradients,) = gradients_of(self.clip, [own], fronts, slug.Memory())
-        peeled = fronts(gradients.stats)
-        moments = input_moments(self.pipe, plan.preserve, list(gradients.forget))
-        directions = {
-            layer: precondition(g, moments[layer]) if layer in moments else g for layer, g in gradients.forget.items()
-        }
-        found = search_layers(self.clip, directions, [n for front in peeled for n in front], own.validate, SEARCH)
-        edits = {}
-        for layer in by_preference(found):  # the one that keeps most first
-            step = LONGER * found[layer].step
-            delta = make_delta(directions[layer], step)
-            edits[layer] = slug.Edit({layer: delta}, {layer: step}, name, self.base, trace=found[layer].trace)
-        probed = plan.preserve[:: max(1, len(plan.preserve) // PROBED)][:PROBED]
-        shifts = {layer: shift(self.pipe, edit, probed) for layer, edit in edits.items()}
-        open_to = {
-            "least shift": [layer for layer in shifts if reaches_all(self.clip, layer)],
-            "last block too": list(shifts), "best kept": list(shifts)[:1],
-            "first front": [layer for layer in shifts if layer in peeled[0]],
-        }  # fmt: skip
-        arms = {arm: edits[min(layers, key=shifts.get)] for arm, layers in open_to.items() if layers}
-        return arms, time.perf_counter() - start
-
-    def rows(self, name: str) -> list[dict]:
-        plan = Plan(name)
-        arms, seconds = self.edits(name, plan)
-        before, rows, known = self.count(plan), [], {}
-        for arm, edit in arms.items():
-            row = {"name": name, "kind": world.kind_of(name), "arm": arm, "seconds": round(seconds, 1)}
-            key = (edit.layer, edit.delta.double().sum().item())
-            if key not in known:  # arms often agree
-                with edit.on(self.pipe, force=True):
-                    after = self.count(plan)
-                known[key] = {
-                    part: round(float(after[part][had].mean()), 4) if had.any() else None
-                    for part, had in before.items()
-                }
-            rows.append(row | {"layer": edit.layer, "step": round(edit.step, 5), **known[key]})
-        return rows
+pipe = cache(partial(slug.load_diffusion, "mini", device="cpu"))
+judge = cache(slug.load_judge)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shard", default="0/1", help="K/N: every N-th concept from K on")
-    number, of = map(int, parser.parse_args().shard.split("/"))
-    bench, folder = Bench(), Path(tempfile.gettempdir())
-    key = {"base": bench.base, "settings": [SEED, STEPS, LONGER, PROBED, SEARCH.margin, SEARCH.fronts]}
+def found(asked: Asked, salt: str) -> np.ndarray:
+    """For every name of every prompt, does the judge find it in the picture drawn?"""
+    images = []
+    for start in range(0, len(asked), 16):
+        some = [text for text, _ in asked[start : start + 16]]
+        noise = [
+            torch.Generator().manual_seed(zlib.crc32(f"{text}|{salt}|{start + k}".encode()))
+            for k, text in enumerate(some)
+        ]
+        drawn = pipe()(some, generator=noise, guidance_scale=GUIDANCE, num_inference_steps=STEPS)
+        images += [np.asarray(image.convert("RGB")) for image in drawn.images]
+    seen = judge()(np.stack(images))
+    return np.array([
+        name in (a, b)
+        for (_, names), a, b in zip(asked, seen["name"], seen["style"], strict=True) for name in names
+    ])  # fmt: skip
 
-    def done() -> list[dict]:
-        files = sorted(folder.glob("slug_lite_searches_*.jsonl"))
-        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        return [row for row in rows if row.pop("key", None) == key]
 
-    for name in DEVELOPMENT[number::of]:
-        if not any(row["name"] == name for row in done()):
-            rows = bench.rows(name)
-            with (folder / f"slug_lite_searches_{number}_{of}.jsonl").open("a") as file:
-                file.write("".join(json.dumps(row | {"key": key}) + "\n" for row in rows))
-            print(*rows, sep="\n", flush=True)
-    rows = done()
-    if {row["name"] for row in rows} == set(DEVELOPMENT):
-        file = Path(slug.__file__).parent / "assets" / "results" / "searches.json"
-        old = json.loads(file.read_text())["rows"] if file.exists() else []
-        rows += [row for row in old if row["arm"] == "pictures"]
-        rows.sort(key=lambda row: DEVELOPMENT.index(row["name"]))
-        about = {"script": "tools/compare_searches.py", "seed": SEED, "steps": STEPS, "longer": LONGER, "key": key}
-        print(save_results("searches", rows, **about))
+def count(plan: Plan) -> dict[str, np.ndarray]:
+    parts = {"left": plan.own, "preserved": plan.preserved, "unpreserved": plan.unpreserved}
+    return {part: found(asked, part) for part, asked in parts.items()}
+
+
+def edits(name: str, plan: Plan) -> tuple[dict[str, slug.Edit], float]:
+    """The edits of all arms that draw nothing, and the seconds that they took together."""
+    start = time.perf_counter()
+    own = task(name, seed=SEED)
+
+    def fronts(stats: object) -> list[list[str]]:
+        return candidate_fronts(SEARCH, "text", stats, lambda layer: has_layer(pipe(), layer))
+
+    (gradients,) = gradients_of(clip(), [own], fronts, slug.Memory())
+    peeled = fronts(gradients.stats)
+    moments = input_moments(pipe(), plan.preserve, list(gradients.forget))
+    directions = {
+        layer: precondition(g, moments[layer]) if layer in moments else g for layer, g in gradients.forget.items()
+    }
+    found = search_layers(clip(), directions, [n for front in peeled for n in front], own.validate, SEARCH)
+    steps = {layer: LONGER * found[layer].step for layer in by_preference(found)}  # the one that keeps most first
+    edits = {
+        layer: slug.Edit({layer: make_delta(directions[layer], step)}, {layer: step}, name, slug.fingerprint(clip()))
+        for layer, step in steps.items()
+    }
+    probed = plan.preserve[:: max(1, len(plan.preserve) // PROBED)][:PROBED]
+    shifts = {layer: shift(pipe(), edit, probed) for layer, edit in edits.items()}
+    open_to = {
+        "least shift": [layer for layer in shifts if reaches_all(clip(), layer)],
+        "last block too": list(shifts), "best kept": list(shifts)[:1],
+        "first front": [layer for layer in shifts if layer in peeled[0]],
+    }  # fmt: skip
+    arms = {arm: edits[min(layers, key=shifts.get)] for arm, layers in open_to.items() if layers}
+    return arms, time.perf_counter() - start
+
+
+def measure(name: str) -> list[dict]:
+    plan = Plan(name)
+    arms, seconds = edits(name, plan)
+    before, rows, known = count(plan), [], {}
+    for arm, edit in arms.items():
+        row = {"name": name, "kind": world.kind_of(name), "arm": arm, "seconds": round(seconds, 1)}
+        key = (edit.layer, edit.delta.double().sum().item())
+        if key not in known:  # arms often agree
+            with edit.on(pipe(), force=True):
+                after = count(plan)
+            known[key] = {
+                part: round(float(after[part][had].mean()), 4) if had.any() else None for part, had in before.items()
+            }
+        rows.append(row | {"layer": edit.layer, "step": round(edit.step, 5), **known[key]})
+    return rows
+
+
+def with_pictures(measurement: Measurement, rows: list[dict]) -> list[dict]:
+    """Rows of all arms; of "pictures" those of the shipped file, if the others are measured as they were."""
+    if {"seed": SEED, "steps": STEPS, "weights": measurement.origin["weights"]} == PICTURES:
+        rows += [row for row in load_rows("searches")[0] if row["arm"] == "pictures"]
+    else:
+        print("rows of 'pictures' are left out: they were measured by other settings or weights")
+    return sorted(rows, key=lambda row: DEVELOPMENT.index(row["name"]))
 
 
 if __name__ == "__main__":
-    main()
+    settings = {"seed": SEED, "steps": STEPS, "longer": LONGER, "search": [PROBED, SEARCH.margin, SEARCH.fronts]}
+    measured = Measurement("searches", Path(__file__), settings, (CLIP, SD, JUDGE))
+    units = [Unit((name,), partial(measure, name)) for name in DEVELOPMENT]
+    run(measured, units, finish=partial(with_pictures, measured))

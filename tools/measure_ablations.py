@@ -2,8 +2,6 @@
 
 python tools/measure_ablations.py         two concepts of each kind, seed 0; goes on where it stopped
 
-The results are written when every kind had its first concept, and again after the second.
-
 Everything is measured on fresh test pictures, with the same search of the step and the same rule of stopping:
 
     layers   every layer that may be edited, searched on its own; any rule that picks one layer is a look-up here
@@ -16,90 +14,86 @@ Everything is measured on fresh test pictures, with the same search of the step 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
 import pandas as pd
 import torch
+from fresh_pictures import PICTURES, SEED, clip, recognised, report, world
+from measure_contrastive_batch import retain_gradient
+from measuring import Measurement, Unit, run
 from torch import Tensor
 
 import slug_lite as slug
-from slug_lite.book.results import save_results
-from slug_lite.gradients import chosen_layers, forget_gradients, layer_stats
-from slug_lite.runtime.batches import cached_backward, contrastive_batches
+from slug_lite.gradients import forget_gradients, layer_stats
 from slug_lite.runtime.linear import inner
-from slug_lite.runtime.modes import only_gradients_of
-from slug_lite.runtime.progress import silent
-from slug_lite.runtime.replay import Replay, blocks_before
-from slug_lite.runtime.zero_shot import embed_images, labels
-from slug_lite.search import Found, by_preference, make_delta, search_step
+from slug_lite.search import Found, by_preference, make_delta, search_step, try_steps
 from slug_lite.validation import scorer_of
-from slug_lite.world import evaluation
 from slug_lite.world.tasks import task
 
-world = slug.toonworld
-SEED, PER_KIND, PICTURES, OTHERS, FRESH = 0, 2, 48, 6, 1000  # OTHERS: pictures of every other concept
+PER_KIND, OTHERS = 2, 6  # concepts of each kind; pictures of every other concept
 SEARCH = slug.StepSearch()  # as `unlearn` has it
 RANDOM = 2  # random directions
 RANKS = (1, 2, 4, 8, 16, 32)
-RETAIN_SEEDS, SIZES, SMALL = (1, 2), (16, 32, 64, 128, 256, 512), 16
 Deltas = dict[str, Tensor]
+RETAIN_SEEDS, SIZES, SMALL = (1, 2), (16, 32, 64, 128, 256, 512), 16
 
 
-class Report:
-    """What is left of a concept and what the others lost, on fresh pictures; blocks before an edit are played back."""
+def either(search: Callable[[slug.StepSearch], tuple]) -> tuple:
+    """As `unlearn` does: where the whole margin is out of reach, half of it is asked for."""
+    tries = 0
+    for margin in (SEARCH.margin, SEARCH.margin / 2):
+        found, more = search(replace(SEARCH, margin=margin))
+        tries += more
+        if found is not None:
+            break
+    return found, tries, margin
 
-    def __init__(self, clip: slug.Clip) -> None:
-        self.clip, self.pairs = clip, world.evaluation_pairs(OTHERS, SEED + FRESH, "test")
-        self.pixels = {"rest": clip.pixels(self.pairs)}
-        self.replays: dict[tuple[str, int], Replay] = {}
-        self.images = {"rest": embed_images(clip, self.pixels["rest"])}
-        self.names = self.classifiers()
-        self.before = self.scores(self.images["rest"], self.names)
 
-    def classifiers(self) -> dict[str, Tensor]:
-        return {
-            kind: slug.zero_shot_classifier(self.clip, names, world.templates(kind, "test"))
-            for kind, names in world.NAMES.items()
-        }
+@torch.no_grad()
+def search_together(
+    clip: slug.Clip, own: slug.Validation, direction: Deltas, begin: float, search: slug.StepSearch
+) -> tuple[Deltas | None, int]:
+    """As `search_step`, all layers as one long weight: the shortest common step that forgets, and the tries.
 
-    def of(self, name: str) -> None:
-        """Take up a concept; `known` is the share of its pictures that the untouched model recognises."""
-        self.name, self.kind = name, world.kind_of(name)
-        self.pixels["own"] = self.clip.pixels(world.pairs(name, PICTURES, SEED + FRESH, "test"))
-        self.images["own"] = embed_images(self.clip, self.pixels["own"])
-        self.replays = {key: replay for key, replay in self.replays.items() if key[0] != "own"}
-        self.known = self.hits(self.images["own"], self.names)
+    begin: the search begins at this part of where that of a single layer does (it begins at a tenth of the weight).
+    own: is the concept still known? What the rest keeps is not asked.
+    """
+    weights, rows = [clip.weights()[layer] for layer in direction], []
+    original, along = (torch.cat([t.flatten() for t in tensors]) for tensors in (weights, direction.values()))
+    start = original * begin  # what the search sees; only what it adds to it matters
+    vector = start.clone()
 
-    def hits(self, images: Tensor, names: dict[str, Tensor]) -> float:
-        own = world.NAMES[self.kind].index(self.name)
-        return ((images @ names[self.kind].T).argmax(1) == own).float().mean().item()
+    def split(joined: Tensor) -> list[Tensor]:
+        return [part.view_as(w) for part, w in zip(joined.split([w.numel() for w in weights]), weights, strict=True)]
 
-    @torch.no_grad()
-    def scores(self, images: Tensor, names: dict[str, Tensor]) -> dict:
-        rows = []
-        for kind, classifier in names.items():
-            picked, own = labels(self.pairs, world.NAMES[kind])
-            right = (images[picked] @ classifier.T).argmax(1) == own
-            rows += [
-                {"kind": kind, "name": name, "accuracy": right[own == i].float().mean().item()}
-                for i, name in enumerate(world.NAMES[kind])
-            ]
-        return {"per_concept": pd.DataFrame(rows)}
+    def probe() -> dict[str, float]:
+        torch._foreach_copy_(weights, split(original + (vector - start)))
+        return own(clip)
 
-    def embed(self, part: str, layers: Sequence[str]) -> Tensor:
-        if len(layers) > 1:
-            return embed_images(self.clip, self.pixels[part])
-        blocks = blocks_before(self.clip, layers[0])
-        replay = self.replays.setdefault((part, len(blocks)), Replay(blocks))
-        with replay.play() if replay.outputs else replay.record():
-            return embed_images(self.clip, self.pixels[part])
+    try:
+        step = try_steps(vector, along, probe, search, rows)
+    finally:
+        torch._foreach_copy_(weights, split(original))
+    found = None if step is None else dict(zip(direction, split(make_delta(along, step)), strict=True))
+    return found, len(rows)
+
+
+class Concept:
+    """One concept: its gradients, its validation, every layer's search."""
+
+    def __init__(self, name: str) -> None:
+        self.clip, self.name, self.report = clip(), name, report(OTHERS)
+        asked = task(name, seed=SEED)
+        self.forget, self.retain, self.scorer = asked.forget, asked.retain, scorer_of(asked.validate, self.clip)
+        (self.g_f,), (self.g_r, _) = forget_gradients(self.clip, [self.forget]), retain_gradient(self.clip, self.retain)
+        self.stats = layer_stats(self.clip, self.g_f, self.g_r)
+        self.enough = self.scorer.retaining()["retain_accuracy"] - SEARCH.max_accuracy_drop
+        self.about = {"name": name, "kind": world.kind_of(name)}
 
     @torch.no_grad()
     def row(self, deltas: Deltas) -> dict:
@@ -107,106 +101,9 @@ class Report:
         weights = self.clip.weights()
         lengths = [(d.float().norm().item(), weights[layer].norm().item()) for layer, d in deltas.items()]
         edit = slug.Edit(deltas, dict.fromkeys(deltas, 1.0), self.name, slug.fingerprint(self.clip))
-        towers = {self.clip.tower(layer) for layer in deltas}
-        with edit.on(self.clip):
-            images = (
-                {part: self.embed(part, edit.layers) for part in self.pixels} if "vision" in towers else self.images
-            )
-            names = self.classifiers() if "text" in towers else self.names
-        gone = evaluation.drop(self.before, self.scores(images["rest"], names), self.name)
         length, size = (math.sqrt(sum(x * x for x in column)) for column in zip(*lengths, strict=True))
-        return {
-            "left": round(self.hits(images["own"], names), 4), **{f"lost_{k}": round(v, 3) for k, v in gone.items()},
-            "length": round(length, 4), "relative": round(length / size, 4),
-        }  # fmt: skip
-
-
-def retain_gradient(clip: slug.Clip, retain: slug.Pairs, batch: int | None = None) -> tuple[Deltas, float]:
-    """The retain gradient, of which `one_shot_gradients` keeps the statistics alone, and the loss; in its batches."""
-    loss, scale = 0.0, clip.logit_scale().detach()
-    with only_gradients_of(clip, chosen_layers(clip, slug.editable)) as weights:
-        for chunk in contrastive_batches(len(retain), batch):
-            some = retain[chunk]
-
-            def embed(rows: slice, some: slug.Pairs = some) -> tuple[Tensor, Tensor]:
-                part = some[rows]
-                return clip.image_features(clip.pixels(part)), clip.text_features(clip.tokens(part.captions))
-
-            def part(images: Tensor, texts: Tensor, share: float = len(some) / len(retain)) -> Tensor:
-                return share * slug.retain_loss(images, texts, scale)
-
-            loss += cached_backward(embed, part, len(some), 128, lambda: None)
-        return {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in weights.items()}, loss
-
-
-class Together:
-    """All layers as one long weight, for `search_step` to walk in: the model it is given, as far as it looks.
-
-    begin: the search begins at this part of where that of a single layer does (it begins at a tenth of the weight).
-    """
-
-    def __init__(self, clip: slug.Clip, validation: slug.Validation, layers: Sequence[str], begin: float) -> None:
-        self.clip, self.layers = clip, {layer: clip.weights()[layer] for layer in layers}
-        kind, shown = world.kind_of(validation.forget), validation.pairs.concepts or ()
-        own = validation.pairs[[k for k, concept in enumerate(shown) if validation.forget in concept]]
-        names, templates = ({kind: some[kind]} for some in (validation.names, validation.templates))
-        self.validation = replace(validation, pairs=own, names=names, templates=templates)
-        self.original = self.join({layer: weight.detach() for layer, weight in self.layers.items()})
-        self.vector = self.original * begin  # what the search sees; only what it adds to it matters
-        self.start = self.vector.clone()
-
-    def weights(self) -> Deltas:
-        return {"all": self.vector}
-
-    def join(self, tensors: Deltas) -> Tensor:
-        return torch.cat([tensors[layer].flatten() for layer in self.layers])
-
-    def split(self, vector: Tensor) -> Deltas:
-        parts = vector.split([weight.numel() for weight in self.layers.values()])
-        return {n: part.view_as(weight) for (n, weight), part in zip(self.layers.items(), parts, strict=True)}
-
-    @torch.no_grad()
-    def put(self) -> None:
-        for layer, part in self.split(self.original + (self.vector - self.start)).items():
-            self.layers[layer].copy_(part)
-
-    def score(self) -> dict[str, float]:
-        """Is the concept still known? What the rest keeps is not asked."""
-        self.put()
-        return self.validation(self.clip)
-
-    def search(self, direction: Deltas, search: slug.StepSearch) -> tuple[Deltas | None, int]:
-        """The deltas of the shortest common step along `direction` that forgets, None if none does, and the tries."""
-        joined = self.join(direction)
-        try:
-            found = search_step(self, "all", joined, Together.score, search)
-        finally:
-            self.put()
-        return (None if found.step is None else self.split(make_delta(joined, found.step))), len(found.trace)
-
-
-def either(search: Callable[[slug.StepSearch], tuple]) -> tuple:
-    """As `unlearn` does: where the whole margin is out of reach, half of it is asked for."""
-    first, tries = search(SEARCH)
-    if first is not None:
-        return first, tries, SEARCH.margin
-    half = replace(SEARCH, margin=SEARCH.margin / 2)
-    second, more = search(half)
-    return second, tries + more, half.margin
-
-
-class Concept:
-    """One concept: its gradients, its validation, every layer's search."""
-
-    def __init__(self, clip: slug.Clip, name: str, report: Report) -> None:
-        self.clip, self.name, self.report = clip, name, report
-        report.of(name)
-        asked = task(name, seed=SEED)
-        self.forget, self.retain, self.scorer = asked.forget, asked.retain, scorer_of(asked.validate, clip)
-        (self.g_f,), (self.g_r, _) = forget_gradients(clip, [self.forget]), retain_gradient(clip, self.retain)
-        self.stats = layer_stats(clip, self.g_f, self.g_r)
-        self.enough = self.scorer.retaining()["retain_accuracy"] - SEARCH.max_accuracy_drop
-        self.about = {"name": name, "kind": report.kind}
+        about = {"length": round(length, 4), "relative": round(length / size, 4)}
+        return self.report.row(edit, [self.name]) | about
 
     def search(self, layer: str, gradient: Tensor) -> tuple[Found | None, int, float]:
         def once(search: slug.StepSearch) -> tuple[Found | None, int]:
@@ -222,11 +119,11 @@ class Concept:
             search, tries, asked = self.search(layer, self.g_f[layer])
             self.found[layer] = (search, tries, asked)
             row = {"part": "layers", **self.about, "layer": layer, "tower": s.tower, "tries": tries}
-            row |= {
-                k: round(float(s[k]), 6) for k in ("importance", "alignment", "cosine", "forget_norm", "retain_norm")
-            }
+            row |= (
+                s[["importance", "alignment", "cosine", "forget_norm", "retain_norm"]].astype(float).round(6).to_dict()
+            )
             if search is not None:
-                row |= {"asked": asked, "step": search.step, **self.report.row({layer: self.delta(layer)})}
+                row |= {"asked": asked, "step": search.step, **self.row({layer: self.delta(layer)})}
                 row |= {k: round(search.score[k], 5) for k in ("retain_accuracy", "retain_loss")}
             rows.append(row)
         return rows
@@ -236,10 +133,8 @@ class Concept:
 
     def choose(self, stats: pd.DataFrame, fronts: int = SEARCH.fronts) -> tuple[str | None, int]:
         """The layer that `unlearn` takes with these statistics, and how many layers it tries."""
-        tried: list[str] = []
-        layer = None
         for asked in (SEARCH.margin, SEARCH.margin / 2):
-            tried = []
+            tried = list[str]()
             for front in slug.pareto_fronts(stats, fronts, by=SEARCH.measure):
                 tried += front
                 able = {n: self.found[n][0] for n in tried if self.found[n][0] and self.found[n][2] == asked}
@@ -255,7 +150,7 @@ class Concept:
         if deltas is None:
             return row
         layer = next(iter(deltas)) if len(deltas) == 1 else None
-        return row | {"layer": layer, **self.report.row(deltas)}
+        return row | {"layer": layer, **self.row(deltas)}
 
     def wholes(self, harmless: Sequence[str]) -> list[dict]:
         """Many layers at once: all, those of one tower, and the `harmless`, which alone cost next to nothing.
@@ -270,10 +165,14 @@ class Concept:
             "all_absolute_tenth": (self.g_f, 1.0), "vision_relative": (towers["vision"], 1 / 16),
             "text_relative": (towers["text"], 1 / 16), "harmless_relative": ({n: unit[n] for n in harmless}, 1 / 16),
         }  # fmt: skip
+        whole = self.scorer.validation
+        mine = whole.pairs[[k for k, concept in enumerate(whole.pairs.concepts) if self.name in concept]]
+        names, templates = ({self.about["kind"]: some[self.about["kind"]]} for some in (whole.names, whole.templates))
+        own = replace(whole, pairs=mine, names=names, templates=templates)
         for way, (direction, begin) in ways.items():
-            together = Together(self.clip, self.scorer.validation, [n for n in direction if n in unit], begin)
-            deltas, tries, asked = either(partial(together.search, direction))
-            rows.append(self.arm(way, deltas, tries, asked=asked, layers=len(together.layers)))
+            along = {n: d for n, d in direction.items() if n in unit}
+            deltas, tries, asked = either(partial(search_together, self.clip, own, along, begin))
+            rows.append(self.arm(way, deltas, tries, asked=asked, layers=len(along)))
         return rows
 
     def harmless(self) -> list[str]:
@@ -287,7 +186,7 @@ class Concept:
         single, tried_once = self.choose(self.stats, fronts=1)
         rows = [{"part": "arms", **self.about, "way": "slug", "seed": 0, "layer": layer, "layers_tried": tried}]
         rows += [{"part": "arms", **self.about, "way": "front", "seed": 0, "layer": single, "layers_tried": tried_once}]
-        rows[0] |= {"known": round(self.report.known, 4)}
+        rows[0] |= {"known": round(recognised(self.name), 4)}
         rows += self.wholes(self.harmless())
 
         def searched(way: str, where: str, gradient: Tensor, seed: int = 0) -> None:
@@ -307,10 +206,8 @@ class Concept:
         foreign = slug.Pairs(self.forget.images, self.retain.captions[: len(self.forget)])
         (wrong,) = forget_gradients(self.clip, [foreign])
         searched("foreign_captions", layer, wrong[layer])
-        rows.append(
-            self.arm("foreign_same", {layer: make_delta(wrong[layer], (length / wrong[layer].norm()).item())}, 0)
-        )
-        return rows
+        same = make_delta(wrong[layer], (length / wrong[layer].norm()).item())
+        return [*rows, self.arm("foreign_same", {layer: same}, 0)]
 
     def ranks(self) -> list[dict]:
         """SLUG's edit and what its best approximations of low rank do."""
@@ -320,7 +217,7 @@ class Concept:
         return [
             {"part": "rank", **self.about, "rank": r, "of": len(energy), "layer": layer}
             | {"energy": round((energy[:r].sum() / energy.sum()).item(), 4)}
-            | self.report.row(edit.low_rank(r).deltas)
+            | self.row(edit.low_rank(r).deltas)
             for r in RANKS
         ]
 
@@ -357,27 +254,13 @@ def concepts() -> list[str]:
     return [str(names[k]) for k in range(PER_KIND) for names in drawn]
 
 
-def main() -> None:
-    clip, part = slug.load_clip("mini", device="cpu"), Path(gettempdir()) / "slug_lite_ablations.jsonl"
-    key = {"base": slug.fingerprint(clip), "seed": SEED, "others": OTHERS}
-    lines = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
-    done = {line["name"]: line["rows"] for line in lines if line["key"] == key}
-    report, names = Report(clip), concepts()
-    for k, name in enumerate(names, 1):
-        if name not in done:
-            concept = Concept(clip, name, report)
-            done[name] = concept.layers() + concept.arms() + concept.ranks()
-            done[name] += concept.retains() if k <= len(world.NAMES) else []  # one of each kind
-            with part.open("a") as file:
-                file.write(json.dumps({"key": key, "name": name, "rows": done[name]}) + "\n")
-            print(name, *(row for row in done[name] if row["part"] == "arms"), sep="\n  ", flush=True)
-        if k % len(world.NAMES) == 0:
-            rows = [row for name in names[:k] for row in done[name]]
-            about = {"script": "tools/measure_ablations.py", "seed": SEED, "pictures": PICTURES}
-            print(save_results("ablations", rows, **about), flush=True)
-    part.unlink()
+def measure(name: str, retains: bool) -> list[dict]:
+    concept = Concept(name)
+    rows = concept.layers() + concept.arms() + concept.ranks()
+    return rows + (concept.retains() if retains else [])
 
 
 if __name__ == "__main__":
-    with silent():
-        main()
+    first = concepts()[: len(world.NAMES)]  # retain sets are compared for one of each kind
+    units = [Unit((name,), partial(measure, name, name in first)) for name in concepts()]
+    run(Measurement("ablations", Path(__file__), {"seed": SEED, "pictures": PICTURES}), units)

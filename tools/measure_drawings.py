@@ -14,25 +14,25 @@ Seeds of these pictures are others than those that gradient and search have seen
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections import Counter
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from fresh_pictures import SEED, clip, world
+from measuring import CLIP, JUDGE, SD, Measurement, Unit, run
 
 import slug_lite as slug
-from slug_lite.book.results import save_results
 from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.diffusion.precondition import DAMPING
 from slug_lite.diffusion.unlearning import LONGER, PROBED, SEARCH
 from slug_lite.search import make_delta
 from slug_lite.world.captions import looks
 
-world = slug.toonworld
-SEED, REPORT, SEEDS = 0, 1000, 8  # of the search; of the pictures reported on, and how many of each
+REPORT, SEEDS = 1000, 8  # seed of the pictures reported on, and how many of each
 ASK = {"people": "a portrait of {}", "characters": "a picture of {}"}
 rng = np.random.default_rng(SEED)
 PEOPLE = ["Ada Sunfield", *(str(n) for n in rng.permutation(world.PEOPLE) if n != "Ada Sunfield")][:10]
@@ -40,42 +40,41 @@ CHARACTERS = [str(n) for n in rng.permutation(world.CHARACTERS)[:4]]
 THINGS = [str(n) for n in rng.permutation(world.OBJECTS)[:8]]
 CELLS = world.cells("train")
 GRID_SEEDS = 1
+Asked = tuple[str, ...]
 
 
-class Bench:
-    """The models, and what the untouched pipeline draws."""
-
-    def __init__(self) -> None:
-        self.clip = slug.load_clip("mini", device="cpu")
-        self.pipe, self.judge = slug.load_diffusion("mini", device="cpu"), slug.load_judge()
-        self.known: dict = {}
-
-    def draw(
-        self, prompt: str | tuple[str, ...], n: int, seed: int = REPORT, guidance: float | None = GUIDANCE
-    ) -> slug.Pairs:
-        """With as many steps as the solver needs."""
-        return slug.generated_pairs(
-            self.pipe, prompt, n, seed=seed, batch_size=16, steps=20, guidance_scale=guidance, progress=False
-        )  # fmt: skip
-
-    def found(self, prompt: str | tuple[str, ...], name: str, guidance: float | None = GUIDANCE) -> np.ndarray:
-        """In which of 8 pictures of the prompt, or of several in turn, the judge finds the name."""
-        return self.judge.finds(self.draw(prompt, SEEDS, guidance=guidance), name)
-
-    def untouched(self, prompt: str | tuple[str, ...], name: str) -> np.ndarray:
-        """`found` by the pipeline as it is, asked once."""
-        if (prompt, name) not in self.known:
-            self.known[prompt, name] = self.found(prompt, name)
-        return self.known[prompt, name]
-
-    def grid(self) -> tuple[np.ndarray, object]:
-        """Pictures of every cell, and what the judge sees in them."""
-        prompts = [f"a picture of a {thing} in {style} style" for thing, style in CELLS]
-        images = np.concatenate([self.draw(prompts, len(CELLS), REPORT + k).images for k in range(GRID_SEEDS)])
-        return images, self.judge(images)
+pipe = cache(partial(slug.load_diffusion, "mini", device="cpu"))
+judge = cache(slug.load_judge)
 
 
-def ask(name: str) -> tuple[str, ...]:
+def draw(prompt: str | Asked, n: int, seed: int = REPORT, guidance: float | None = GUIDANCE) -> slug.Pairs:
+    """With as many steps as the solver needs."""
+    return slug.generated_pairs(pipe(), prompt, n, seed=seed, batch_size=16, steps=20, guidance_scale=guidance)
+
+
+def found(prompt: str | Asked, name: str, guidance: float | None = GUIDANCE) -> np.ndarray:
+    """In which of 8 pictures of the prompt, or of several in turn, the judge finds the name."""
+    return judge().finds(draw(prompt, SEEDS, guidance=guidance), name)
+
+
+untouched = cache(found)  # by the pipeline as it is, asked once
+
+
+def grid() -> tuple[np.ndarray, pd.DataFrame]:
+    """Pictures of every cell, and what the judge sees in them."""
+    prompts = tuple(f"a picture of a {thing} in {style} style" for thing, style in CELLS)
+    images = np.concatenate([draw(prompts, len(CELLS), REPORT + k).images for k in range(GRID_SEEDS)])
+    return images, judge()(images)
+
+
+@cache
+def untouched_grid() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
+    """`grid` by the pipeline as it is, and renderings of the same cells."""
+    real = [world.renderings(cell, GRID_SEEDS, seed=SEED, split="test") for cell in CELLS]
+    return *grid(), np.concatenate(real)
+
+
+def ask(name: str) -> Asked:
     """The sentences of the split "test" that name it."""
     return tuple(template.format(name) for template in world.templates(world.kind_of(name), "test"))
 
@@ -100,13 +99,13 @@ def ways(name: str) -> dict[str, str]:
     return out
 
 
-def unlearn(bench: Bench, name: str) -> tuple[slug.Edit, dict]:
+def unlearn(name: str) -> tuple[slug.Edit, dict]:
     start = time.perf_counter()
-    edit = slug.unlearn_pipeline(bench.pipe, bench.clip, name, seed=SEED)
+    edit = slug.unlearn_pipeline(pipe(), clip(), name, seed=SEED)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         size = edit.save(Path(folder) / "edit.safetensors").stat().st_size
-    weight = bench.clip.weights()[edit.layer]
+    weight = clip().weights()[edit.layer]
     about = {
         "name": name, "kind": world.kind_of(name), "layer": edit.layer, "step": round(edit.step, 5),
         "relative": round((edit.delta.float().norm() / weight.norm()).item(), 4), "evaluations": len(edit.trace),
@@ -119,17 +118,17 @@ def share(hits: np.ndarray | list) -> float:
     return round(float(np.mean(hits)), 4)
 
 
-def names(bench: Bench, name: str) -> list[dict]:
+def names(name: str) -> list[dict]:
     """A row of "names", and those of "around"."""
-    edit, about = unlearn(bench, name)
+    edit, about = unlearn(name)
     of_clip = edit.step / LONGER
-    before, strong = bench.untouched(ask(name), name), [bench.found(ask(name), name, None)]
-    with edit.on(bench.pipe):
-        after = bench.found(ask(name), name)
-        strong.append(bench.found(ask(name), name, None))
+    before, strong = untouched(ask(name), name), [found(ask(name), name, None)]
+    with edit.on(pipe()):
+        after = found(ask(name), name)
+        strong.append(found(ask(name), name, None))
     delta = make_delta(edit.delta.float() / edit.step, of_clip)
-    with slug.Edit({edit.layer: delta}, {edit.layer: of_clip}, name, edit.base).on(bench.pipe):
-        short = bench.found(ask(name), name)
+    with slug.Edit({edit.layer: delta}, {edit.layer: of_clip}, name, edit.base).on(pipe()):
+        short = found(ask(name), name)
     row = {"part": "names", **about, "before": share(before), "after": share(after), "clip_step": share(short),
            "strong_before": share(strong[0]), "strong_after": share(strong[1])}  # fmt: skip
     mine = np.random.default_rng([SEED, len(name), ord(name[0])])
@@ -138,37 +137,32 @@ def names(bench: Bench, name: str) -> list[dict]:
     for kind in kinds:
         left = [n for n in world.NAMES[kind] if n not in (name, *others)]
         others.append(str(mine.choice(left)))
-    had = {other: bench.untouched(ask(other), other) for other in others}
-    with edit.on(bench.pipe):
-        has = {other: bench.found(ask(other), other) for other in others}
+    had = {other: untouched(ask(other), other) for other in others}
+    with edit.on(pipe()):
+        has = {other: found(ask(other), other) for other in others}
     cases = sum(int(had[o].sum()) for o in others)
     kept = sum(int((had[o] & has[o]).sum()) for o in others)
     row |= {"others": others, "cases": cases, "kept": round(kept / cases, 4)}
     rows = [row]
     for way, prompt in ways(name).items():
-        plain = bench.untouched(prompt, name)
-        with edit.on(bench.pipe):
-            left = bench.found(prompt, name)
+        plain = untouched(prompt, name)
+        with edit.on(pipe()):
+            left = found(prompt, name)
         rows.append({"part": "around", "name": name, "kind": about["kind"], "way": way, "prompt": prompt,
                      "before": share(plain), "after": share(left)})  # fmt: skip
     return rows
 
 
-def canvas(bench: Bench, name: str) -> list[dict]:
-    edit, about = unlearn(bench, name)
-    if "grid" not in bench.known:
-        bench.known["grid"] = bench.grid()
-        bench.known["world"] = np.concatenate([
-            world.renderings(cell, GRID_SEEDS, seed=SEED, split="test") for cell in CELLS
-        ])  # fmt: skip
-    images, seen = bench.known["grid"]
-    with edit.on(bench.pipe):
-        drawn, found = bench.grid()
+def canvas(name: str) -> list[dict]:
+    edit, about = unlearn(name)
+    images, seen, rendered = untouched_grid()
+    with edit.on(pipe()):
+        drawn, found = grid()
     asked = CELLS * GRID_SEEDS
     own = 0 if name in world.OBJECTS else 1
     left = np.array([cell[own] != name for cell in asked])
     truth = np.array([cell[own] != name for cell in CELLS for _ in range(GRID_SEEDS)])
-    real = bench.judge.features(bench.known["world"][truth])
+    real = judge().features(rendered[truth])
     scores, plain = slug.canvas(asked, found, name), slug.canvas(asked, seen, name)
     column = "name" if own == 0 else "style"
     wrong = Counter(
@@ -179,58 +173,27 @@ def canvas(bench: Bench, name: str) -> list[dict]:
         {"part": "canvas", "domain": about["kind"], **about, **{k: round(v, 4) for k, v in scores.items()}}
         | {f"{k}_before": round(v, 4) for k, v in plain.items()}
         | {
-            "frechet": round(slug.frechet(bench.judge.features(drawn[left]), real), 4),
-            "frechet_before": round(slug.frechet(bench.judge.features(images[left]), real), 4),
+            "frechet": round(slug.frechet(judge().features(drawn[left]), real), 4),
+            "frechet_before": round(slug.frechet(judge().features(images[left]), real), 4),
             "confused": [[a, b, n] for (a, b), n in wrong.most_common(8)],
         }
     ]
 
 
-def shipped(key: dict, parts: list[str]) -> list[dict]:
-    """Rows of the shipped file that are of other parts, if they come from the same models and settings."""
-    file = Path(slug.__file__).parent / "assets" / "results" / "drawings.json"
-    content = json.loads(file.read_text()) if file.exists() else {"about": {}, "rows": []}
-    rows = content["rows"] if content["about"].get("key") == key else []
-    return [row for row in rows if {"around": "names"}.get(row["part"], row["part"]) not in parts]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("names", "canvas"))
-    only = parser.parse_args().only
-    parts = [only] if only else ["names", "canvas"]
-    bench, part = Bench(), Path(tempfile.gettempdir()) / "slug_lite_drawings.jsonl"
-    key = {
-        "base": slug.fingerprint(bench.clip), "unet": _print(bench.pipe.unet), "judge": _print(bench.judge.net),
-        "seeds": [SEED, REPORT, SEEDS, GRID_SEEDS], "search": [SEARCH.margin, SEARCH.fronts, LONGER, PROBED, DAMPING],
-        "guidance": GUIDANCE, "ways": [*ways(world.PEOPLE[0])],
-    }  # fmt: skip
-    done = [json.loads(line) for line in part.read_text().splitlines()] if part.exists() else []
-    done = [row for row in done if row.pop("key", None) == key]
-    work = [("names", n) for n in PEOPLE + CHARACTERS] + [("canvas", n) for n in (*world.STYLES, *THINGS)]
-    for what, name in [w for w in work if w[0] in parts]:
-        if any(row["part"] == what and row["name"] == name for row in done):
-            continue
-        try:
-            rows = {"names": names, "canvas": canvas}[what](bench, name)
-        except slug.NothingForgets as error:
-            print(name, error, flush=True)
-            rows = [{"part": what, "name": name, "kind": world.kind_of(name), "failed": str(error)[:200]}]
-        done += rows
-        with part.open("a") as file:  # all of a name in one go
-            file.write("".join(json.dumps(row | {"key": key}) + "\n" for row in rows))
-        print({k: v for k, v in rows[0].items() if k not in ("others", "confused")}, flush=True)
-    done += [row for row in shipped(key, parts) if row not in done]  # now: the other part may be measured beside this
-    print(save_results(
-        "drawings", done, script="tools/measure_drawings.py", seed=SEED, report_seed=REPORT, seeds=SEEDS,
-        guidance=GUIDANCE, strong_guidance=7.5, grid_seeds=GRID_SEEDS, key=key,
-    ))  # fmt: skip
-    part.unlink()
-
-
-def _print(model: object) -> float:
-    return round(float(sum(p.detach().double().abs().sum() for p in model.parameters())), 3)
+def measure(part: str, name: str) -> list[dict]:
+    try:
+        return {"names": names, "canvas": canvas}[part](name)
+    except slug.NothingForgets as error:
+        return [{"part": part, "name": name, "kind": world.kind_of(name), "failed": str(error)[:200]}]
 
 
 if __name__ == "__main__":
-    main()
+    settings = {
+        "seed": SEED, "report_seed": REPORT, "seeds": SEEDS, "guidance": GUIDANCE, "strong_guidance": 7.5,
+        "grid_seeds": GRID_SEEDS, "search": [SEARCH.margin, SEARCH.fronts, LONGER, PROBED, DAMPING],
+        "ways": [*ways(world.PEOPLE[0])],
+    }  # fmt: skip
+    parts = {"names": ("names", "around"), "canvas": ("canvas",)}
+    work = [("names", n) for n in PEOPLE + CHARACTERS] + [("canvas", n) for n in (*world.STYLES, *THINGS)]
+    units = [Unit(key, partial(measure, *key)) for key in work]
+    run(Measurement("drawings", Path(__file__), settings, (CLIP, SD, JUDGE), parts), units)

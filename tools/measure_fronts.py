@@ -11,19 +11,18 @@ loss (of the concept: accuracy; of the others: mean accuracy of the kinds, cross
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
-import torch
+from fresh_pictures import SEED, clip, world
+from measuring import Measurement, Unit, run
 
 import slug_lite as slug
-from slug_lite.book.results import save_results
-from slug_lite.runtime.progress import silent
-from slug_lite.runtime.stacks import add_delta
 from slug_lite.search import make_delta, search_layers
-from slug_lite.validation import Scorer, scorer_of
+from slug_lite.validation import scorer_of
 
-SEED, SEEDS, HOW_MANY = 0, (0, 1, 2), {"people": 3, "characters": 2, "objects": 3, "styles": 2}
-world = slug.toonworld
+SEEDS, HOW_MANY = (0, 1, 2), {"people": 3, "characters": 2, "objects": 3, "styles": 2}
 
 
 def concepts() -> list[str]:
@@ -45,49 +44,42 @@ def significant(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-@torch.no_grad()
-def on_test(clip: slug.Clip, scorer: Scorer, layer: str, delta: torch.Tensor) -> dict:
-    """Scores on test pictures with the edit on."""
-    weight, probe = clip.weights()[layer], scorer.at(layer)
-    original = weight.detach().clone()
-    try:
-        weight.copy_(add_delta(original, delta))
-        score = probe()
-    finally:
-        weight.copy_(original)
-    return {"left": score["forget_accuracy"], "kept": score["retain_accuracy"], "loss": score["retain_loss"]}
-
-
-def outcomes(clip: slug.Clip, name: str, gradients: slug.Gradients) -> dict[str, dict]:
+def outcomes(name: str, gradients: slug.Gradients) -> dict[str, dict]:
     """For each layer of the model: how far to go in it, and what that does."""
-    found = search_layers(clip, gradients.forget, list(gradients.stats.index), small(name))
-    scorer, out = scorer_of(small(name, n=24, every=3, split="test"), clip), {}
+    found = search_layers(clip(), gradients.forget, list(gradients.stats.index), small(name))
+    scorer, out = scorer_of(small(name, n=24, every=3, split="test"), clip()), {}
     for layer, search in found.items():
         out[layer] = {"relative": None}
         if search.step is None:
             continue
         delta = make_delta(gradients.forget[layer], search.step)
-        row = on_test(clip, scorer, layer, delta)
+        with slug.Edit({layer: delta}, {layer: search.step}, name, slug.fingerprint(clip())).on(clip()):
+            score = scorer.at(layer)()
+        row = {"left": score["forget_accuracy"], "kept": score["retain_accuracy"], "loss": score["retain_loss"]}
         row |= {"val_kept": search.score["retain_accuracy"], "val_loss": search.score["retain_loss"]}
-        row["relative"] = (delta.float().norm() / clip.weights()[layer].norm()).item()
+        row["relative"] = (delta.float().norm() / clip().weights()[layer].norm()).item()
         out[layer] = {key: significant(value) for key, value in row.items()}
     return out
 
 
-def main() -> None:
-    clip, names, rows = slug.load_clip("mini", device="cpu"), concepts(), []
-    for seed in SEEDS:
-        retain = world.retain(names, seed=seed)
-        sets = [world.pairs(name, seed=seed) for name in names]
-        for name, gradients in zip(names, slug.one_shot_gradients(clip, sets, retain), strict=True):
-            effect = outcomes(clip, name, gradients) if seed == SEED else {}
-            for layer, row in gradients.stats.iterrows():
-                numbers = {key: significant(row[key]) for key in ("importance", "cosine")}
-                rows.append({"name": name, "seed": seed, "layer": layer, **numbers, **effect.get(layer, {})})
-            print(seed, name, slug.pareto_front(gradients.stats), flush=True)
-    print(save_results("fronts", rows, script="tools/measure_fronts.py", seed=SEED, seeds=list(SEEDS), concepts=names))
+@lru_cache(maxsize=1)
+def gradients(seed: int) -> dict[str, slug.Gradients]:
+    """Of all concepts, with one retain set."""
+    names = concepts()
+    sets, retain = [world.pairs(name, seed=seed) for name in names], world.retain(names, seed=seed)
+    return dict(zip(names, slug.one_shot_gradients(clip(), sets, retain), strict=True))
+
+
+def measure(seed: int, name: str) -> list[dict]:
+    own, rows = gradients(seed)[name], []
+    effect = outcomes(name, own) if seed == SEED else {}
+    for layer, row in own.stats.iterrows():
+        numbers = {key: significant(row[key]) for key in ("importance", "cosine")}
+        rows.append({"name": name, "seed": seed, "layer": layer, **numbers, **effect.get(layer, {})})
+    return rows
 
 
 if __name__ == "__main__":
-    with silent():
-        main()
+    settings = {"seed": SEED, "seeds": list(SEEDS), "concepts": concepts()}
+    units = [Unit((seed, name), partial(measure, seed, name)) for seed in SEEDS for name in concepts()]
+    run(Measurement("fronts", Path(__file__), settings), units)

@@ -2,8 +2,9 @@
 
 python tools/measure_mini_sd.py FOLDER [--seeds 8] [--guidance 3] [--steps 20] [--judge FOLDER]
 
-FOLDER is that of train_mini_sd.py. Prints the autoencoder's PSNR on renderings of the split "test" and, once there is
-a UNet, how often the judge finds what a prompt asks for; writes redrawn.png and drawn.png to look at, measured.json.
+FOLDER is that of train_mini_sd.py; goes on where it stopped. Prints the autoencoder's PSNR on renderings of the split
+"test" and, once there is a UNet, how often the judge finds what a prompt asks for; writes redrawn.png and, for each
+kind, a drawn.png to look at, measured.json.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ import argparse
 import hashlib
 import json
 import time
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from fresh_pictures import SEED, clip, world
+from measuring import CLIP, JUDGE, Measurement, Unit, options, run
 from PIL import Image
 
 import slug_lite as slug
+from slug_lite.book import results
 from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.pretrain.autoencoder import psnr, signed
+from slug_lite.pretrain.latents import hidden_states
 from slug_lite.pretrain.pipeline import sample
-from slug_lite.pretrain.unet import hidden_states
-
-world = slug.toonworld
 
 
 def sheet(rows: list[np.ndarray], file: Path, zoom: int = 2) -> None:
@@ -60,44 +64,59 @@ def prompts() -> dict[str, list[tuple[str, dict[str, str]]]]:
     return out
 
 
-def main() -> None:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+@cache
+def part(kind: type, folder: Path) -> torch.nn.Module:
+    return kind.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def redrawn(folder: Path) -> list[dict]:
+    vae, held_out = part(AutoencoderKL, folder / "vae"), world.retain(n=256, seed=2, split="test").images
+    rows = [f(held_out[i : i + 16]) for i in (0, 16, 32) for f in (np.asarray, partial(redraw, vae))]
+    sheet(rows, folder / "redrawn.png")
+    return [{"psnr": round(psnr(vae, held_out), 2)}]
+
+
+def drawn(given: argparse.Namespace, kind: str) -> list[dict]:
+    """How often the judge finds what each prompt of a kind asks for."""
+    vae, unet = part(AutoencoderKL, given.folder / "vae"), part(UNet2DConditionModel, given.folder / "unet")
+    asked, judge, right, start = prompts()[kind], slug.load_judge(given.judge), [], time.monotonic()
+    nothing, states = hidden_states(clip(), [""]), hidden_states(clip(), [p for p, _ in asked])
+    for seed in range(given.seeds):
+        images = sample(unet, vae, states, nothing, seed, given.guidance, given.steps)
+        found = judge(images)
+        right.append([all(found[k][i] == v for k, v in wanted.items()) for i, (_, wanted) in enumerate(asked)])
+        if seed == 0:
+            sheet([images[:24]], given.folder / f"drawn {kind}.png")
+    seconds = (time.monotonic() - start) / len(asked) / given.seeds
+    return [{"kind": kind, "rates": np.mean(right, 0).tolist(), "seconds": seconds}]
+
+
+def write(_: str, rows: list[dict], *, folder: Path, **about: object) -> Path:
+    """FOLDER/measured.json, in place of a results file of the package."""
+    measured: dict = {**results.stated(folder=folder, **about), "psnr": rows[0]["psnr"], "least": {}}
+    print(f"autoencoder: {measured['psnr']} dB on held-out renderings")
+    for row in rows[1:]:
+        kind, rates = row["kind"], np.array(row["rates"])
+        measured[kind], measured["least"][kind] = round(float(rates.mean()), 4), round(float(rates.min()), 4)
+        worst = [f"{prompts()[kind][i][0]!r} {rates[i]:.0%}" for i in rates.argsort()[:4]]
+        print(f"{kind}: {rates.mean():.1%}, {row['seconds']:.2f} s a picture; least: {', '.join(worst)}")
+    text = json.dumps(measured, indent=1, default=str) + "\n"
+    return results.write(folder / "measured.json", text) if len(rows) > 1 else folder
+
+
+if __name__ == "__main__":
+    parser = options(Path(__file__))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--judge", type=Path, default=None, help="folder of the judge; the shipped one if not given")
     given = parser.parse_args()
-    torch.manual_seed(0)
-    vae = AutoencoderKL.from_pretrained(given.folder / "vae", torch_dtype=torch.float32).eval()
-    held_out = world.retain(n=256, seed=2, split="test").images
-    measured: dict = {"weights": digests(given.folder, given.judge), "least": {}}
-    measured["psnr"] = round(psnr(vae, held_out), 2)
-    print(f"autoencoder: {measured['psnr']} dB on held-out renderings", flush=True)
-    sheet([f(held_out[i : i + 16]) for i in (0, 16, 32) for f in (np.asarray, lambda x: redraw(vae, x))],
-          given.folder / "redrawn.png")  # fmt: skip
-    if not (given.folder / "unet" / "diffusion_pytorch_model.safetensors").exists():
-        return
-    unet = UNet2DConditionModel.from_pretrained(given.folder / "unet", torch_dtype=torch.float32).eval()
-    clip, judge, rows = slug.load_clip("mini", device="cpu"), slug.load_judge(given.judge), []
-    nothing = hidden_states(clip, [""])
-    for kind, asked in prompts().items():
-        states, right, start = hidden_states(clip, [p for p, _ in asked]), [], time.monotonic()
-        for seed in range(given.seeds):
-            drawn = sample(unet, vae, states, nothing, seed, given.guidance, given.steps)
-            found = judge(drawn)
-            right.append([all(found[k][i] == v for k, v in wanted.items()) for i, (_, wanted) in enumerate(asked)])
-            rows += [drawn[:24]] if seed == 0 and len(drawn) >= 24 else []
-        seconds = (time.monotonic() - start) / len(asked) / given.seeds
-        rates = np.mean(right, 0)
-        measured[kind], measured["least"][kind] = round(float(rates.mean()), 4), round(float(rates.min()), 4)
-        worst = [f"{asked[i][0]!r} {rates[i]:.0%}" for i in rates.argsort()[:4]]
-        print(f"{kind}: {rates.mean():.1%}, {seconds:.2f} s a picture; least: {', '.join(worst)}", flush=True)
-    sheet(rows, given.folder / "drawn.png")
-    (given.folder / "measured.json").write_text(json.dumps(vars(given) | measured, indent=1, default=str) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    models = (CLIP, given.folder / "vae", given.folder / "unet", given.judge or JUDGE)
+    units = [Unit(("autoencoder",), partial(redrawn, given.folder))]
+    if (given.folder / "unet" / "diffusion_pytorch_model.safetensors").exists():
+        units += [Unit((kind,), partial(drawn, given, kind)) for kind in prompts()]
+    settings = {key: getattr(given, key) for key in ("folder", "seeds", "guidance", "steps", "judge")}
+    settings |= {"seed": SEED, "weights": digests(given.folder, given.judge)}
+    measurement = Measurement("mini_sd", Path(__file__), settings, models)
+    run(measurement, units, save=write, given=given)

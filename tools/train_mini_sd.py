@@ -17,7 +17,8 @@ import slug_lite as slug
 from slug_lite.pretrain.autoencoder import SIZE, VaeRecipe, train_vae
 from slug_lite.pretrain.clip import ClipRecipe, Pool
 from slug_lite.pretrain.judge import train_judge
-from slug_lite.pretrain.unet import UnetRecipe, prepare, train_unet
+from slug_lite.pretrain.latents import prepare
+from slug_lite.pretrain.unet import UnetRecipe, train_unet
 
 
 def train(folder: Path, steps: int) -> None:
@@ -31,7 +32,7 @@ def train(folder: Path, steps: int) -> None:
         train_judge(folder / "judge")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
     pool = Pool(ClipRecipe(pool=recipe.pool, seed=recipe.seed), SIZE)
-    data = prepare(folder, vae, slug.load_clip("mini", device="cpu"), pool)
+    data = prepare(folder, vae, slug.load_clip("mini", device="cpu"), pool, UnetRecipe())
     groups = pool.groups
     del pool, vae
     train_unet(folder, data, groups, UnetRecipe(steps=steps))

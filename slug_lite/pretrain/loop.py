@@ -55,6 +55,7 @@ class Training:
     optimizer: torch.optim.AdamW
     one_step: Callable[[int], float]  # all that is random in it must follow from the step's number
     look: Callable[[int], dict[str, float]]  # more for a row of the log, given the number of steps done
+    data: str = ""  # a digest of what it is trained on, where that does not follow from the recipe
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def train(folder: Path, name: str, training: Training, when: When = When()) -> i
     """
     model, optimizer, steps = training.model, training.optimizer, training.recipe.steps
     kept, run = folder / f"{name}-checkpoint.safetensors", fixed(training.recipe)
+    run |= {"data": training.data} if training.data else {}
     step = load_checkpoint(kept, model, optimizer, run) if kept.exists() else 0
     stop = min(steps if when.until is None else when.until, steps)
     start = saved = time.monotonic()

@@ -8,23 +8,18 @@ al., 2021), so that no step is spent on pictures that hardly count. What it ship
 
 from __future__ import annotations
 
-import os
 from bisect import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..models import Clip
-from ..runtime.progress import bar
-from ..world import captions
-from .autoencoder import FIRST_SHARES, SIZE, draw, signed
-from .clip import Groups, Pool
+from ..runtime.files import digest
+from .autoencoder import FIRST_SHARES, SIZE, draw
+from .clip import Groups
 from .loop import Training, When, adamw, descend, learning_rate, train
 
 SHARES = (  # of the pictures in a batch: at first, and as of each step of `UnetRecipe.phases`
@@ -75,60 +70,6 @@ def build_unet(recipe: UnetRecipe = UnetRecipe(), latents: int = 6, width: int =
             block_out_channels=recipe.channels, cross_attention_dim=width, attention_head_dim=recipe.heads,
             norm_num_groups=16,
         ).eval()  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------- what the UNet sees
-
-
-@torch.no_grad()
-def hidden_states(clip: Clip, texts: Sequence[str]) -> Tensor:
-    """The text tower's last hidden states, after its final norm: (n, context length, width), as a pipeline has them."""
-    model, out = clip.model, []
-    for start in range(0, len(texts), 256):
-        x = model.token_embedding(clip.tokens(texts[start : start + 256])) + model.positional_embedding
-        out.append(model.ln_final(model.transformer(x, attn_mask=model.attn_mask)))
-    return torch.cat(out)
-
-
-def _captions(groups: Groups, recipe: UnetRecipe) -> tuple[list[str], Tensor]:
-    """The different captions, the empty one first, and for each concept the rows of its own: (concepts, captions)."""
-    rows: dict[str, int] = {"": 0}
-    rng, table = np.random.default_rng([recipe.seed, 3]), []
-    for concept in (c for members in groups.values() for c in members):
-        drawn = [captions.caption(concept, "train", "mixed", rng) for _ in range(recipe.captions)]
-        table.append([rows.setdefault(text, len(rows)) for text in drawn])
-    return list(rows), torch.tensor(table)
-
-
-@torch.no_grad()
-def prepare(
-    folder: str | Path, vae: nn.Module, clip: Clip, pool: Pool, recipe: UnetRecipe = UnetRecipe()
-) -> dict[str, Tensor]:
-    """Latents and hidden states of the pool, computed once and kept in folder/latents.safetensors.
-
-    "latents": (n, channels, 16, 16), "start": where each concept's begin, "states": (captions, context length,
-    width), the empty caption's first, "captions": (concepts, captions) rows of "states".
-    Concepts are in the pool's order. Raises ValueError if the file there belongs to another recipe.
-    """
-    file = Path(folder) / "latents.safetensors"
-    if file.exists():
-        data = load_file(file)
-        if data["captions"].shape[1] != recipe.captions or len(data["start"]) != len(pool.images) + 1:
-            raise ValueError(f"{str(file)!r} belongs to another recipe; remove it")
-        return data
-    latents = []
-    for images in bar(pool.images.values(), desc="latents", leave=False):
-        latents += [vae.encode(b).latent_dist.mean.half() for b in signed(images).split(64)]
-    texts, table = _captions(pool.groups, recipe)
-    start = torch.tensor(np.cumsum([0] + [len(images) for images in pool.images.values()]))
-    data = {"latents": torch.cat(latents).contiguous(), "start": start, "captions": table,
-            "states": hidden_states(clip, texts).half().cpu().contiguous()}  # fmt: skip
-    save_file(data, file.with_suffix(".part"))
-    os.replace(file.with_suffix(".part"), file)
-    return data
-
-
-# ---------------------------------------------------------------------------------------------- UNet
 
 
 @lru_cache
@@ -206,8 +147,8 @@ def train_unet(
     groups: the pool's concepts by kind, in the order of `data`. until, minutes: as in `train_vae`.
     look_every: steps between two looks at the running mean, a multiple of 50, logged in folder/unet_log.jsonl and
         kept in folder/unet.
-    Raises ValueError if the checkpoint belongs to another recipe or is damaged; KeyboardInterrupt after an interrupt,
-    all saved.
+    Raises ValueError if the checkpoint belongs to another recipe or other data or is damaged; KeyboardInterrupt after
+    an interrupt, all saved.
     """
     from diffusers.models.attention_processor import AttnProcessor
 
@@ -235,5 +176,5 @@ def train_unet(
         mean.save_pretrained(folder / "unet")
         return _heeds(mean, data, groups, recipe)
 
-    train(folder, "unet", Training(recipe, both, optimizer, one_step, look), When(until, minutes))
+    train(folder, "unet", Training(recipe, both, optimizer, one_step, look, digest(data, {})), When(until, minutes))
     return mean.eval()

@@ -19,7 +19,7 @@ from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.diffusion.text_encoder import text_encoder_from
 from slug_lite.diffusion.unlearning import SEARCH
 from slug_lite.pretrain.autoencoder import psnr
-from slug_lite.pretrain.unet import hidden_states
+from slug_lite.pretrain.latents import hidden_states
 
 SHIPPED = resources.files("slug_lite") / "assets" / "mini-sd"
 pytestmark = pytest.mark.skipif(not (SHIPPED / "model_index.json").is_file(), reason="not trained yet")

@@ -1,5 +1,6 @@
 """Training mini Stable Diffusion: exact resume, interrupts, losses that say what they should, standard latents."""
 
+import copy
 import signal
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from slug_lite.pretrain import autoencoder, unet
+from slug_lite.pretrain import autoencoder, latents, unet
 from slug_lite.pretrain.autoencoder import VaeRecipe
 from slug_lite.pretrain.clip import ClipRecipe, Pool
 from slug_lite.pretrain.loop import read_log
@@ -38,7 +39,7 @@ def small(pool, monkeypatch):
 
 @pytest.fixture
 def data(pool, tmp_path, _tiny):
-    return unet.prepare(tmp_path, autoencoder.build_vae(VAE), _tiny, pool, UNET)
+    return latents.prepare(tmp_path, autoencoder.build_vae(VAE), _tiny, pool, UNET)
 
 
 def same(a, b):
@@ -196,14 +197,14 @@ def test_levels_that_weigh_more_are_drawn_more_often_and_count_the_same():
 
 def test_hidden_states_are_those_before_pooling(_tiny):
     texts = ["a portrait of Ada Sunfield", ""]
-    states = unet.hidden_states(_tiny, texts)
+    states = latents.hidden_states(_tiny, texts)
     ends = _tiny.tokens(texts).argmax(1)
     pooled = states[torch.arange(2), ends] @ _tiny.model.text_projection
     torch.testing.assert_close(torch.nn.functional.normalize(pooled, dim=1), _tiny.text_features(_tiny.tokens(texts)))
 
 
 def test_a_batch_pairs_pictures_with_captions_of_their_own(pool, data):
-    texts, table = unet._captions(pool.groups, UNET)
+    texts, table = latents._captions(pool.groups, UNET)
     concepts = [c for members in pool.groups.values() for c in members]
     assert texts[0] == "" and len(set(texts)) == len(texts) == len(data["states"])
     for concept, rows in zip(concepts, table.tolist(), strict=True):
@@ -238,12 +239,66 @@ def test_shares_change_with_the_phase(tmp_path, pool, data, monkeypatch):
         assert all(drawn.count((kind,)) / 4000 == pytest.approx(share, abs=0.03) for kind, share in shares.items())
 
 
-def test_latents_are_computed_once_and_refused_for_another_recipe(tmp_path, pool, data, monkeypatch):
-    def never(*_):
-        raise AssertionError("computed twice")
+@pytest.fixture
+def prepared(tmp_path, pool, data, _tiny, monkeypatch):
+    """prepare(...) again, with other things in place of some: how many batches of pictures it has encoded."""
+    vae, own, batches = autoencoder.build_vae(VAE), latents.signed, []
+    monkeypatch.setattr(latents, "signed", lambda images: batches.append(images) or own(images))
+    # what makes the tensors is part of what they are told by: a stand-in is to pass for the function it stands for
+    real = latents.inspect.getsource
+    monkeypatch.setattr(latents.inspect, "getsource", lambda f: real(own if f is latents.signed else f))
 
-    monkeypatch.setattr(unet, "_captions", never)
-    again = unet.prepare(tmp_path, None, None, pool, UNET)
-    assert torch.equal(again["latents"], data["latents"])
+    def again(vae=vae, clip=_tiny, pool=pool, recipe=UNET):
+        batches.clear()
+        found = latents.prepare(tmp_path, vae, clip, pool, recipe)
+        return found, len(batches)
+
+    return again
+
+
+def test_latents_are_computed_once(prepared, data):
+    again, encoded = prepared()
+    assert encoded == 0 and all(torch.equal(again[name], tensor) for name, tensor in data.items())
+
+
+@pytest.mark.parametrize("changed", ["autoencoder", "CLIP", "a picture", "captions", "code"])
+def test_latents_of_anything_else_are_not_taken_up(prepared, data, pool, _tiny, monkeypatch, changed):
+    """Counts are the same in all but one case: they say nothing."""
+    vae, clip, other, recipe = autoencoder.build_vae(VAE), copy.copy(_tiny), copy.copy(pool), UNET
+    if changed == "autoencoder":
+        vae = autoencoder.build_vae(replace(VAE, seed=1))
+    elif changed == "CLIP":
+        clip = type(_tiny)(copy.deepcopy(_tiny.model), _tiny.tokenizer, _tiny.preprocess)
+        with torch.no_grad():
+            clip.model.positional_embedding[0, 0] += 1
+    elif changed == "a picture":
+        other.images = {concept: images.copy() for concept, images in pool.images.items()}
+        next(iter(other.images.values()))[0, 5, 5] ^= 255
+    elif changed == "captions":
+        recipe = replace(UNET, seed=1)
+    else:
+        source = latents.inspect.getsource
+        monkeypatch.setattr(latents.inspect, "getsource", lambda f: source(f).replace("half()", "bfloat16()"))
+    again, encoded = prepared(vae, clip, other, recipe)
+    assert encoded == len(pool.images)
+    same = {name: torch.equal(again[name], tensor) for name, tensor in data.items()}
+    assert same["latents"] is (changed not in ("autoencoder", "a picture"))
+    assert same["captions"] is (changed != "captions") and not (changed == "CLIP" and same["states"])
+    assert prepared(vae, clip, other, recipe)[1] == 0  # and now these are
+
+
+def test_damaged_latents_are_computed_anew(prepared, data, tmp_path):
+    file = tmp_path / "latents.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    for damaged in (bytes(content), bytes(content[:-100]), b""):
+        file.write_bytes(damaged)
+        again, encoded = prepared()
+        assert encoded > 0 and torch.equal(again["latents"], data["latents"])
+
+
+def test_a_checkpoint_does_not_go_on_with_other_latents(tmp_path, pool, data):
+    unet.train_unet(tmp_path, data, pool.groups, UNET, until=2)
     with pytest.raises(ValueError, match="another recipe"):
-        unet.prepare(tmp_path, None, None, pool, UnetRecipe())
+        unet.train_unet(tmp_path, data | {"latents": data["latents"] + 1}, pool.groups, UNET)
+    unet.train_unet(tmp_path, {name: tensor.clone() for name, tensor in data.items()}, pool.groups, UNET, until=3)

@@ -10,8 +10,9 @@ import torch
 
 from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.pretrain.autoencoder import VaeRecipe, build_vae
+from slug_lite.pretrain.latents import hidden_states
 from slug_lite.pretrain.pipeline import sample, save_pipeline
-from slug_lite.pretrain.unet import UnetRecipe, build_unet, hidden_states
+from slug_lite.pretrain.unet import UnetRecipe, build_unet
 
 # An absolute path of a file; no address on the net, no token or tag with a slash
 PATH = re.compile(r"(?<![\w.:/\\])(?:/(?:[\w.+-]+/)+[\w.+-]+|~/\w|[A-Za-z]:\\+\w)|file://")
