@@ -40,11 +40,7 @@ from slug_lite.world.tasks import task
 
 STEPS = 12
 NUMBERS = {"people": 8, "characters": 4, "objects": 8, "styles": 4}
-HALVES = {
-    kind: [names[i] for i in np.random.default_rng([2407, 11867, k]).permutation(len(names))]
-    for k, (kind, names) in enumerate(world.NAMES.items())
-}
-DEVELOPMENT = [name for kind, number in NUMBERS.items() for name in HALVES[kind][:number]]
+DEVELOPMENT = [name for kind, number in NUMBERS.items() for name in world.DEVELOPMENT[kind][:number]]
 CELLS = world.cells("train")
 PICTURES = {"seed": 0, "steps": 12, "weights": "0ff98058d741b980"}  # what the rows of "pictures" were measured with
 Asked = list[tuple[str, tuple[str, ...]]]  # prompts, each with the names that its picture is to show

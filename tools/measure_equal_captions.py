@@ -1,10 +1,16 @@
 """Equal captions in a contrastive batch are each other's negatives: what does that do to the choice of a layer?
 
-    python tools/measure_equal_captions.py [--concepts 12] [--search]      goes on where it stopped
+python tools/measure_equal_captions.py           a dozen concepts; ten minutes on one core; goes on where it stopped;
+                                                 chapter 3 draws the result
 
-For a dozen concepts, the statistics of every layer with the loss as it is, and with equal captions sharing the target.
-Prints a row a concept: how many captions of the retain set stand there more than once, how far alignments and cosines
-move, which layers are on the first front with either loss, and, with --search, which layer `unlearn` then takes.
+A row is one concept with one of these:
+
+    apart    the loss as CLIP was trained with: each picture has one right caption, its own
+    shared   the same sets; a picture's target is every caption equal to its own, in equal shares
+    redrawn  the loss as it is, and another draw of the retain set: what chance alone does
+
+`rank` and `stays` compare with "apart": the rank correlation of the layers' alignments, and the share of the first
+front that is still on it. Layer, step, what is left and lost are of the edit that `unlearn` then finds.
 """
 
 from __future__ import annotations
@@ -12,18 +18,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
-import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
-from fresh_pictures import EVERY, SEED, clip
-from measuring import Measurement, Unit, options, run
+from fresh_pictures import FRESH, PICTURES, SEED, clip, report, world
+from measuring import Measurement, Unit, run
 from torch import Tensor
 
 import slug_lite as slug
 from slug_lite import gradients
 from slug_lite.world.tasks import task
+
+NUMBERS = {"people": 4, "characters": 2, "objects": 4, "styles": 2}
+CONCEPTS = [name for kind, n in NUMBERS.items() for name in world.NAMES[kind][:: len(world.NAMES[kind]) // n][:n]]
 
 
 def sharing(captions: list[str]) -> Callable[..., Tensor]:
@@ -38,46 +46,30 @@ def sharing(captions: list[str]) -> Callable[..., Tensor]:
     return loss
 
 
-def measure(name: str, search: bool) -> list[dict]:
-    """One row: both losses on the sets that `unlearn` takes for this name."""
-    given, own = task(name, seed=SEED), gradients.retain_loss
-    captions, found, edits = given.retain.captions, [], []
-    for loss in (own, sharing(captions)):
-        gradients.retain_loss = loss  # where `one_shot_gradients` looks for it
-        try:
-            found.append(
-                slug.one_shot_gradients(clip(), given.forget, given.retain, keep=lambda stats: [], progress=False)
-            )
-            if search:
-                edits.append(slug.unlearn(clip(), given))
-        finally:
-            gradients.retain_loss = own
-    before, after = (one.stats for one in found)
-    fronts = [set(slug.pareto_front(one)) for one in (before, after)]
-    taken = {"layer": edits[0].layer, "layer_shared": edits[1].layer} if search else {}
-    return [{
-        "concept": name, "repeated": sum(captions.count(caption) > 1 for caption in captions),
-        "loss": found[0].retain_loss, "loss_shared": found[1].retain_loss,
-        "cosine_moved": float(np.abs(before.cosine - after.cosine).mean()),
-        "rank_correlation": float(before.alignment.rank().corr(after.alignment.rank())),
-        "front": len(fronts[0]), "on_both": len(fronts[0] & fronts[1]), "front_shared": len(fronts[1]), **taken,
-    }]  # fmt: skip
-
-
-def show(_: str, rows: list[dict], **about: object) -> str:
-    """The table, in place of a results file."""
-    table = pd.DataFrame(rows)
-    lines = [table.to_string(index=False, float_format="%.3f"), f"seed {about['seed']}, commit {about['commit']}"]
-    if about["search"]:
-        lines.append(f"the same layer for {(table.layer == table.layer_shared).sum()} of {len(table)} concepts")
-    return "\n".join(lines)
+def measure(name: str) -> list[dict]:
+    """Three rows, the first of which the others are compared with."""
+    rows, first = [], None
+    for way, seed in (("apart", SEED), ("shared", SEED), ("redrawn", SEED + FRESH)):
+        given = task(name, seed=SEED)
+        retain = world.retain([name], n=len(given.retain), seed=seed)
+        captions = retain.captions
+        loss = sharing(captions) if way == "shared" else gradients.retain_loss
+        with patch.object(gradients, "retain_loss", loss):  # where `one_shot_gradients` looks for it
+            found = slug.one_shot_gradients(clip(), given.forget, retain, keep=lambda stats: [], progress=False)
+            edit = slug.unlearn(clip(), given.forget, retain, validate=given.validate)
+        front = set(slug.pareto_front(found.stats))
+        first = first or (found.stats.alignment.rank(), front)
+        rows.append({
+            "name": name, "kind": world.kind_of(name), "way": way,
+            "repeated": sum(captions.count(caption) > 1 for caption in captions), "loss": round(found.retain_loss, 4),
+            "rank": round(float(first[0].corr(found.stats.alignment.rank())), 3), "front": len(front),
+            "stays": round(len(first[1] & front) / len(first[1]), 3), "layer": edit.layer,
+            "step": float(f"{edit.step:.4g}"), **report().row(edit, [name]),
+        })  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":
-    asked = options(Path(__file__))
-    asked.add_argument("--concepts", type=int, default=12)
-    asked.add_argument("--search", action="store_true", help="which layer unlearn takes, too (minutes)")
-    given = asked.parse_args()
-    names = EVERY[:: len(EVERY) // given.concepts][: given.concepts]
-    measurement = Measurement("equal_captions", Path(__file__), {"seed": SEED, "search": given.search})
-    run(measurement, [Unit((name,), partial(measure, name, given.search)) for name in names], save=show, given=given)
+    settings = {"seed": SEED, "pictures": PICTURES, "retain": len(task(CONCEPTS[0], seed=SEED).retain)}
+    measurement = Measurement("equal_captions", Path(__file__), settings)
+    run(measurement, [Unit((name,), partial(measure, name)) for name in CONCEPTS])
