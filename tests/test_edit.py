@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 import threading
 import time
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import slug_lite as slug
 from slug_lite.runtime import stacks
 from slug_lite.runtime.modes import eval_mode
+from slug_lite.runtime.undo import together
 
 LAYER = "transformer.resblocks.0.attn.out_proj.weight"
 OTHER = "visual.proj"
@@ -94,6 +96,22 @@ def test_the_same_edit_twice(tiny):
     with edit.on(tiny), edit.on(tiny):
         assert torch.equal(tiny.weights()[LAYER], plus(before[LAYER], edit, edit))
     assert same(state(tiny), before)
+
+
+def test_several_blocks_as_one_come_off_where_it_ends(tiny):
+    """And not where somebody lets go of them; also of a block that could not be entered."""
+    edit, other, before = make(tiny), make(tiny, OTHER), state(tiny)
+    blocks = [edit.on(tiny), other.on(tiny), eval_mode(tiny.model)]
+    tiny.model.train()
+    with together(blocks):
+        assert torch.equal(tiny.weights()[LAYER], plus(before[LAYER], edit)) and not tiny.model.training
+        assert torch.equal(tiny.weights()[OTHER], plus(before[OTHER], other))
+    assert same(state(tiny), before) and not stacks.STACKS and tiny.model.training
+    stranger = slug.Edit(edit.deltas, edit.steps, "x", "0123456789abcdef-")
+    blocks = [other.on(tiny), stranger.on(tiny)]
+    with pytest.raises(ValueError, match="was made for the model"):
+        together(blocks).__enter__()
+    assert same(state(tiny), before) and not stacks.STACKS
 
 
 def test_apply_and_revert(tiny):
@@ -311,6 +329,29 @@ def test_threads_that_draw_with_edits_take_turns_and_leave_the_model_as_it_was(t
         thread.join(30)
         assert not thread.is_alive() and raised == []
     assert wrong == [] and same(state(tiny), before) and not stacks.STACKS
+
+
+@pytest.mark.cpu_only("the stand-in is of one thread")
+def test_a_thread_that_has_ended_is_not_the_one_that_is_waited_for(tiny, monkeypatch):
+    monkeypatch.setattr("slug_lite.runtime.undo.PATIENCE", 0.05)
+    edit, entered, leave = make(tiny), threading.Event(), threading.Event()
+    context = edit.on(tiny)
+    gone, _ = in_thread(context.__enter__)
+    gone.join(30)
+
+    def stay():
+        with edit.on(tiny):
+            entered.set()
+            leave.wait(30)
+
+    there, raised = in_thread(stay)
+    assert entered.wait(30)
+    with pytest.raises(RuntimeError, match=f"the thread '{re.escape(there.name)}'"), edit.on(tiny):
+        pass
+    leave.set()
+    there.join(30)
+    context.__exit__(None, None, None)
+    assert not raised and not stacks.STACKS
 
 
 def test_a_thread_that_waits_too_long_is_told_whom_for(tiny, monkeypatch):

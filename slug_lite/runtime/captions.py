@@ -85,7 +85,8 @@ def check_read(clip: Clip, forgets: Sequence[Pairs], retain: Pairs) -> None:
 
 def _falls_off(reader: Reader, caption: str, name: str) -> bool:
     """Does the caption say the name, in whatever spelling, but not within what is read?"""
-    spelt = re.escape(fold(name)).replace("\\ ", r"[\s_\-]+")
+    ways = {fold(name), re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFC", name)).strip()}  # "ß" is folded to "ss"
+    spelt = "|".join(re.escape(way).replace("\\ ", r"[\s_\-]+") for way in sorted(ways))
     text = unicodedata.normalize("NFC", caption)
-    first = re.search(rf"(?<!\w){spelt}(?!\w)", text, re.IGNORECASE)
+    first = re.search(rf"(?<!\w)(?:{spelt})(?!\w)", text, re.IGNORECASE)
     return first is not None and reader.too_long(text[: first.end()])

@@ -54,7 +54,8 @@ class Report:
         if self.parts:
             return [f"{shown(part.concept)}: {what}" for part in self.parts for what in part.missed]
         found = []
-        if not self.forgotten and self.margin is not None and self.standardized_margin is not None:
+        known = self.margin is not None and self.standardized_margin is not None
+        if not self.forgotten and known and not self.standardized_margin >= self.margin:  # NaN too
             found.append(
                 f"a margin of {self.standardized_margin:.2g} standard deviations where {self.margin:g} were asked for"
             )
@@ -106,14 +107,17 @@ def together(parts: Sequence[Report]) -> Report:
 
 def reported(
     edit: Told, clip: Clip, validates: Mapping[str, Any], before: Mapping[str, Score], search: StepSearch,
-    scorer_of: Callable[[Any, Clip], Callable[[], Score]], drop: bool = True,
+    scorer_of: Callable[[Any, Clip], Any], drop: bool = True,
 ) -> Told:  # fmt: skip
     """The edit with a report of each concept, scored with all of it on.
 
     before: scores of the untouched model. scorer_of: as in `validation`. drop: see `report_of`.
     """
+    after = {}
     with edit.on(clip):  # a scorer that is there already has embedded what was before
-        after = {name: scorer_of(getattr(v, "validation", v), clip)() for name, v in validates.items()}
+        for name, validate in validates.items():
+            scorer = scorer_of(getattr(validate, "validation", validate), clip)
+            after[name] = {**scorer.forgetting(), **scorer.retaining()}  # which a broken model does not stop
     parts = [report_of(name, search, before[name], after[name], v, drop) for name, v in validates.items()]
     return replace(edit, report=together(parts))
 

@@ -55,7 +55,8 @@ class Undo(dict[Hashable, Step]):
         while True:
             with LOCK:
                 others = [one.thread for one in _ON.values() if one.thread is not self.thread and one.holds & holds]
-                if not any(thread.is_alive() for thread in others):
+                others = [thread for thread in others if thread.is_alive()]
+                if not others:
                     self.holds = holds
                     _ON.pop(id(self), None)  # as new: what it notes it notes from now on
                     _ON[id(self)] = self

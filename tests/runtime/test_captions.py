@@ -85,6 +85,32 @@ def test_a_name_that_falls_off_is_an_error(tiny, sets, spelt):
                 check_read(tiny, [some], retain)
 
 
+@pytest.mark.parametrize(
+    ("name", "spelt"), [("Anna Straße", "Anna Straße"), ("Anna Straße", "ANNA STRASSE"), ("İstanbul", "İstanbul")]
+)
+def test_names_that_folding_spells_otherwise_fall_off_too(tiny, sets, name, spelt):
+    forget = Pairs(sets[0].images, [f"a very long caption{', very long' * 8}, of {spelt}"] * 6, [(name,)] * 6)
+    with pytest.raises(ValueError, match=r"6 of 6 forget captions name .* only behind"):
+        check_read(tiny, [forget], sets[1])
+
+
+def test_a_name_that_is_read_in_part_is_not_read(tiny, sets):
+    """Its last token is the last that is read, or the first that is not."""
+    forget, retain = sets
+    reader = Reader(tiny.tokens)
+    room = reader.most - reader.empty - sum(map(reader.length, ("Ada", "Sunfield")))
+    assert reader.length("very") == 1 <= reader.length("Sunfield")
+    for before in (room, room + 1):
+        caption = "very " * before + "Ada Sunfield and a cat"
+        some = Pairs(forget.images, [*forget.captions[:-1], caption], forget.concepts)
+        if before == room:
+            with pytest.warns(UserWarning, match="cut: 1 of 6 forget captions"):
+                check_read(tiny, [some], retain)
+        else:
+            with pytest.raises(ValueError, match="1 of 6 forget captions name Ada Sunfield only behind"):
+                check_read(tiny, [some], retain)
+
+
 # ---- spellings
 
 

@@ -1,9 +1,11 @@
 """Short marks that tell models apart: by every weight's name, shape and values, and not by their order or precision."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from slug_lite.runtime.fingerprints import tower_mark, weights_fingerprint
+from slug_lite.runtime.fingerprints import STEP, same_weights, tower_mark, weights_fingerprint
 
 
 @pytest.fixture
@@ -33,6 +35,17 @@ def test_names_and_shapes_count(weights):
     renamed = {("c.bias" if name == "b.bias" else name): weight for name, weight in weights.items()}
     assert weights_fingerprint(renamed) != mark
     assert weights_fingerprint(weights | {"a.weight": weights["a.weight"].reshape(50, 40)}) != mark
+
+
+def test_sizes_count_by_more_than_a_step(weights):
+    """Signs and names alike: on either side of a step they are one model, a few steps apart they are two."""
+    own, whole = {"a.weight": weights["a.weight"]}, weights_fingerprint(weights)
+    marks = [weights_fingerprint({n: w * 2 ** (0.45 * STEP * k) for n, w in own.items()}) for k in range(9)]
+    pairs = list(pairwise(marks))
+    assert len(set(marks)) > 3 and all(same_weights(one, other) for pair in pairs for one, other in (pair, pair[::-1]))
+    assert not any(same_weights(one, other) for one, other in zip(marks, marks[5:], strict=False))
+    assert not same_weights(whole, weights_fingerprint({n: 1.1 * w for n, w in weights.items()}))
+    assert not same_weights(whole, weights_fingerprint({n: -w for n, w in weights.items()}))
 
 
 def test_what_is_no_text_tower_of_clips_has_no_mark(weights):

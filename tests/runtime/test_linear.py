@@ -38,9 +38,11 @@ def test_gram_holds_the_inner_products(tensors):
 
 
 def test_gram_adds_up_over_pieces(tensors, monkeypatch):
-    whole = gram(tensors)
+    wide = [t.double() for t in tensors]  # summed as on a GPU
+    whole, exact = gram(tensors), gram(wide)
     monkeypatch.setattr(linear, "PIECE", 7)
     assert torch.allclose(gram(tensors), whole) and whole.shape == (5, 5)
+    assert torch.allclose(gram(wide), exact, rtol=1e-12) and torch.allclose(exact, whole)
 
 
 def test_what_is_projected_out_is_not_touched_and_the_rest_is_kept(tensors):
@@ -143,6 +145,17 @@ def test_large_gradients_are_projected_where_they_are_and_quickly(monkeypatch):
     (best,) = project_out([many[0].double()], [g.double() for g in many[1:]])
     assert (rest - best).norm() <= 1e-6 * best.norm()
     assert all(abs(inner(rest, other)) <= 1e-6 * rest.norm() * other.norm() for other in many[1:])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.01])
+def test_what_rounding_leaves_in_the_way_is_taken_out_as_well(share):
+    """In float32, of a gradient mostly in the span of others that are nearly alike: subtracting once is not enough."""
+    generator = torch.Generator().manual_seed(0)
+    a, b, c, d, own = (torch.randn(64, 64, generator=generator) for _ in range(5))
+    others = [a, a + 0.01 * b, c, c + 0.01 * d]
+    (rest,) = project_out([a + b + c + d + share * own], others)
+    assert all(abs(inner(rest, other)) <= 2e-6 * rest.norm() * other.norm() for other in others)
+    assert rest.norm() >= 0.9 * share * own.norm()
 
 
 def test_half_precision_is_projected_in_single(tensors):

@@ -10,7 +10,8 @@ from small_clips import small_validation
 import slug_lite as slug
 from slug_lite import StepSearch
 from slug_lite.algorithm import best_edit
-from slug_lite.runtime.reports import report_of, shortfall, together, told
+from slug_lite.runtime.reports import report_of, reported, shortfall, together, told
+from slug_lite.validation import scorer_of
 
 LAYER = "text_projection"
 BEFORE = {"forget_accuracy": 1.0, "retain_accuracy": 0.9}
@@ -37,6 +38,7 @@ def test_what_was_asked_and_what_was_reached():
     [
         (after(margin=2.0), {}, "a margin of 2 standard deviations where 4 were asked for"),
         (after(accuracy=0.25, margin=9.0), {"rule": "top1"}, "not forgotten by the rule 'top1', forget accuracy 25.0%"),
+        (after(accuracy=0.04, margin=9.0), {}, "not forgotten by the rule 'margin', forget accuracy 4.0%"),
         (after(kept=0.89), {}, "retained accuracy 90.00% -> 89.00%, where a drop of 0.5 points was allowed"),
         (after(kept=float("-inf")), {}, "retained accuracy"),
     ],
@@ -50,6 +52,21 @@ def test_what_was_not_asked_for_is_not_missed():
     assert report(after(kept=0.1), drop=False).all_reached and report(after(margin=0.1), rule="top1").all_reached
     assert report({"forget_accuracy": 0.0}).all_reached and report({"forget_accuracy": 0.0}).retained_after is None
     assert report(after(kept=0.8951)).all_reached and report(after(kept=1.0), max_accuracy_drop=0.0).all_reached
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_merged_edit_that_breaks_the_model_is_reported_and_not_lost(tiny):
+    """A function may return NaN with it on: that is nothing to end a whole search with."""
+    weight = tiny.weights()[LAYER]
+    edit = slug.Edit({LAYER: torch.ones_like(weight).half()}, {LAYER: 1.0}, "Ada", slug.fingerprint(tiny))
+    start = weight.detach().clone()
+
+    def validate(clip):
+        on = not torch.equal(weight, start)
+        return {"forget_accuracy": float("nan") if on else 1.0, "retain_accuracy": float("nan") if on else 0.9}
+
+    found = reported(edit, tiny, {"Ada": validate}, {"Ada": BEFORE}, StepSearch(rule="top1"), scorer_of).report
+    assert not found.forgotten and not found.all_reached and torch.equal(weight, start)
 
 
 def test_several_concepts_have_the_worst_of_all():
