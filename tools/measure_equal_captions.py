@@ -6,9 +6,10 @@ python tools/measure_equal_captions.py           a dozen concepts; ten minutes o
 A row is one concept with one of these:
 
     apart    the loss as CLIP was trained with: each picture has one right caption, its own
-    shared   the same sets; a picture's target is every caption equal to its own, in equal shares
+    pooled   the same sets; any caption equal to a picture's own is right, and any picture with a caption's words
     redrawn  the loss as it is, and another draw of the retain set: what chance alone does
 
+Equal shares of the target among equal captions need no arm: that is "apart" to the last digit, see chapter 3.
 `rank` and `stays` compare with "apart": the rank correlation of the layers' alignments, and the share of the first
 front that is still on it. Layer, step, what is left and lost are of the edit that `unlearn` then finds.
 """
@@ -21,7 +22,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from fresh_pictures import FRESH, PICTURES, SEED, clip, report, world
 from measuring import Measurement, Unit, run
 from torch import Tensor
@@ -34,14 +34,18 @@ NUMBERS = {"people": 4, "characters": 2, "objects": 4, "styles": 2}
 CONCEPTS = [name for kind, n in NUMBERS.items() for name in world.NAMES[kind][:: len(world.NAMES[kind]) // n][:n]]
 
 
-def sharing(captions: list[str]) -> Callable[..., Tensor]:
-    """CLIP's contrastive loss in which a picture's target is every caption equal to its own, in equal shares."""
-    same = torch.tensor([[a == b for b in captions] for a in captions], dtype=torch.float32)
-    target = same / same.sum(1, keepdim=True)
+def pooling(captions: list[str]) -> Callable[..., Tensor]:
+    """CLIP's contrastive loss in which equal captions are one: of the chance that any of them is meant."""
+    other = torch.tensor([[a != b for b in captions] for a in captions])
 
     def loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
         logits = scale * images @ texts.T
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+        def half(rows: Tensor) -> Tensor:
+            own = rows.masked_fill(other.to(rows.device), -torch.inf)
+            return (rows.logsumexp(1) - own.logsumexp(1)).mean()
+
+        return (half(logits) + half(logits.T)) / 2
 
     return loss
 
@@ -49,11 +53,11 @@ def sharing(captions: list[str]) -> Callable[..., Tensor]:
 def measure(name: str) -> list[dict]:
     """Three rows, the first of which the others are compared with."""
     rows, first = [], None
-    for way, seed in (("apart", SEED), ("shared", SEED), ("redrawn", SEED + FRESH)):
+    for way, seed in (("apart", SEED), ("pooled", SEED), ("redrawn", SEED + FRESH)):
         given = task(name, seed=SEED)
         retain = world.retain([name], n=len(given.retain), seed=seed)
         captions = retain.captions
-        loss = sharing(captions) if way == "shared" else gradients.retain_loss
+        loss = pooling(captions) if way == "pooled" else gradients.retain_loss
         with patch.object(gradients, "retain_loss", loss):  # where `one_shot_gradients` looks for it
             found = slug.one_shot_gradients(clip(), given.forget, retain, keep=lambda stats: [], progress=False)
             edit = slug.unlearn(clip(), given.forget, retain, validate=given.validate)
