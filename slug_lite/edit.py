@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .runtime.checks import check_base
-from .runtime.edit_files import not_finite, outlines, read_edit, write_edit
+from .runtime.edit_files import Products, not_finite, outlines, read_edit, same_shapes, write_edit
 from .runtime.fingerprints import same_weights
 from .runtime.labels import shown
 from .runtime.libraries import encoder_of, own_version
-from .runtime.linear import Factors, factors_of, product, side_by_side
+from .runtime.linear import Factors, factors_of, of_lower_rank, side_by_side
 from .runtime.numbers import check_whole
 from .runtime.reports import Report, shortfall
 from .runtime.stacks import edited, shift
@@ -116,8 +116,11 @@ class Edit:
         A convolution counts as a matrix (out, in * height * width). ValueError for a rank below 1.
         """
         check_whole(rank=rank)
-        factors = {layer: factors_of(delta, rank) for layer, delta in self.deltas.items()}
-        deltas = {layer: product(pair, self.deltas[layer].shape) for layer, pair in factors.items()}
+        if self.factors:
+            factors = {layer: of_lower_rank(pair, rank) for layer, pair in self.factors.items()}
+        else:
+            factors = {layer: factors_of(delta, rank) for layer, delta in self.deltas.items()}
+        deltas = Products(factors, same_shapes([self.deltas]))
         return replace(self, deltas=deltas, factors=factors, report=None)
 
     def save(self, file: str | Path) -> Path:
@@ -134,28 +137,28 @@ class Edit:
 def merge(edits: Sequence[Edit]) -> Edit:
     """One edit that does what all of `edits` do; deltas of a shared layer are added.
 
-    Where all are of low rank, so is their sum. Raises ValueError for no edits, other bases, other shapes of a layer,
-    or a sum too large for half precision.
+    Where all are of low rank, so is their sum, made when it is asked for. Raises ValueError for no edits, other bases,
+    other shapes of a layer, or a sum too large for half precision (of low rank: when it is made, as by `Edit.on`).
     """
     if not edits:
         raise ValueError("no edits given")
     bases = {edit.base.partition("-")[0] for edit in edits}
     if not all(same_weights(base, edits[0].base.partition("-")[0]) for base in bases):
         raise ValueError(f"edits of different base models cannot be merged: {', '.join(sorted(bases))}")
+    shapes, steps = same_shapes([edit.deltas for edit in edits]), dict[str, float]()
+    for edit in edits:
+        for layer in edit.layers:
+            steps[layer] = steps.get(layer, 0.0) + edit.steps[layer]
+    base = max((edit.base for edit in edits), key=len)  # files of older versions have a shorter one
+    concept = " + ".join(edit.concept for edit in edits)
+    if all(edit.factors for edit in edits):
+        factors = side_by_side([edit.factors for edit in edits])
+        return Edit(Products(factors, shapes), steps, concept, base, factors=factors)
     deltas: dict[str, Tensor] = {}
-    steps: dict[str, float] = {}
     for edit in edits:
         for layer, delta in edit.deltas.items():
-            if layer in deltas and deltas[layer].shape != delta.shape:
-                raise ValueError(f"edits disagree on the shape of {layer!r}")
             summed = delta.float() if layer not in deltas else deltas[layer].float() + delta.float()
             deltas[layer] = summed.to(DELTA_DTYPE)
             if not torch.isfinite(deltas[layer]).all():
                 raise ValueError(f"the sum of the edits of {layer!r} does not fit into half precision")
-            steps[layer] = steps.get(layer, 0.0) + edit.steps[layer]
-    factors = None
-    if all(edit.factors for edit in edits):
-        factors = side_by_side([edit.factors for edit in edits])
-        deltas = {layer: product(factors[layer], delta.shape) for layer, delta in deltas.items()}
-    base = max((edit.base for edit in edits), key=len)  # files of older versions have a shorter one
-    return Edit(deltas, steps, " + ".join(edit.concept for edit in edits), base, factors=factors)
+    return Edit(deltas, steps, concept, base)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Products(Mapping[str, Tensor]):
             )
         delta = product(self.factors[layer], self.shapes[layer])
         if not torch.isfinite(delta).all():
-            raise ValueError(f"the delta of {layer!r} is not finite")
+            raise ValueError(f"the delta of {layer!r} is not finite: it does not fit into half precision")
         return delta
 
     def __iter__(self) -> Iterator[str]:
@@ -62,6 +62,16 @@ def outlines(deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The deltas without their numbers, on the meta device: whether they fit is known before any product is made."""
     shapes = deltas.shapes if isinstance(deltas, Products) else {layer: delta.shape for layer, delta in deltas.items()}
     return {layer: torch.empty(tuple(shape), device="meta") for layer, shape in shapes.items()}
+
+
+def same_shapes(all_deltas: Sequence[Mapping[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer in several edits; no product is made. ValueError where they disagree."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for deltas in all_deltas:
+        for layer, outline in outlines(deltas).items():
+            if shapes.setdefault(layer, tuple(outline.shape)) != tuple(outline.shape):
+                raise ValueError(f"edits disagree on the shape of {layer!r}")
+    return shapes
 
 
 def write_edit(

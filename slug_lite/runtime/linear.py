@@ -145,6 +145,15 @@ def factors_of(delta: Tensor, rank: int) -> Factors:
     return (u[:, :rank] * root).to(delta.dtype), (root[:, None] * v[:rank]).to(delta.dtype)
 
 
+def of_lower_rank(factors: Factors, rank: int) -> Factors:
+    """`factors_of` a product that is never made: of the small matrix between the bases of its two sides."""
+    (left, rows), (right, columns) = torch.linalg.qr(factors[0].float()), torch.linalg.qr(factors[1].float().T)
+    u, s, v = torch.linalg.svd(rows @ columns.T, full_matrices=False)
+    root = s[:rank].sqrt()
+    sides = left @ (u[:, :rank] * root), (root[:, None] * v[:rank]) @ right.T
+    return sides[0].to(factors[0].dtype), sides[1].to(factors[1].dtype)
+
+
 def product(factors: Factors, shape: Sequence[int]) -> Tensor:
     """What factors stand for, in their dtype and in a weight's shape."""
     left, right = factors
@@ -152,9 +161,15 @@ def product(factors: Factors, shape: Sequence[int]) -> Tensor:
 
 
 def side_by_side(all_factors: Sequence[dict[str, Factors]]) -> dict[str, Factors]:
-    """For each layer the factors of the sum: left ones side by side (out, ranks), right ones stacked (ranks, in)."""
+    """For each layer the factors of the sum: left ones side by side (out, ranks), right ones stacked (ranks, in).
+
+    Of several dtypes: float16, since torch would make float32 of them.
+    """
     found: dict[str, list[Factors]] = {}
     for factors in all_factors:
         for layer, pair in factors.items():
+            mixed = layer in found and found[layer][0][0].dtype != pair[0].dtype
             found.setdefault(layer, []).append(pair)
+            if mixed:
+                found[layer] = [(a.half(), b.half()) for a, b in found[layer]]
     return {n: (torch.cat([a for a, _ in pairs], 1), torch.cat([b for _, b in pairs])) for n, pairs in found.items()}

@@ -258,3 +258,40 @@ def test_a_header_that_says_two_things(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
     with pytest.raises(ValueError, match="twice"):
         slug.Edit.load(tmp_path / "x.safetensors")
+
+
+def test_merging_and_shortening_make_no_product(tmp_path, monkeypatch):
+    """A few bytes could ask for gigabytes: what the weight is like is not known yet."""
+    tensors, shapes = factors(4, 2, 6, [4, 3, 2])
+    edit = slug.Edit.load(forge(tmp_path / "low.safetensors", tensors, shapes=shapes))
+    with monkeypatch.context() as patched:
+        patched.setattr("slug_lite.runtime.edit_files.product", None)
+        merged, low = slug.merge([edit, edit]), edit.low_rank(1)
+        again = slug.Edit.load(merged.low_rank(1).save(tmp_path / "again.safetensors"))
+        other = slug.Edit.load(forge(tmp_path / "b.safetensors", factors(4, 2, 6)[0], shapes=factors(4, 2, 6)[1]))
+        with pytest.raises(ValueError, match="disagree on the shape"):
+            slug.merge([edit, other])
+    assert torch.equal(merged.delta, 2 * edit.delta) and merged.factors[LAYER][0].shape == (4, 4)
+    assert torch.allclose(low.delta, edit.delta, rtol=2e-3) and low.factors[LAYER][0].shape == (4, 1)
+    assert torch.allclose(again.delta, merged.delta, rtol=2e-3)
+
+
+def test_a_sum_of_low_rank_that_does_not_fit_is_found_when_it_is_made(tiny):
+    edit = make(tiny)
+    large = slug.Edit({LAYER: torch.full_like(edit.delta, 4e4)}, {LAYER: 1.0}, "large", edit.base).low_rank(1)
+    merged = slug.merge([large, large])
+    with pytest.raises(ValueError, match="does not fit into half precision"):
+        _ = merged.delta
+    with pytest.raises(ValueError, match="does not fit into half precision"), merged.on(tiny):
+        pass
+
+
+def test_edits_of_two_half_precisions_are_merged_in_one(tmp_path):
+    tensors, shapes = factors(4, 2, 6)
+    wide = {name: part.bfloat16() for name, part in tensors.items()}
+    files = [forge(tmp_path / f"{k}.safetensors", some, shapes=shapes) for k, some in enumerate((tensors, wide))]
+    both = [slug.Edit.load(file) for file in files]
+    for some in (both, both[::-1], [*both, both[1]]):
+        merged = slug.merge(some)
+        assert slug.Edit.load(merged.save(tmp_path / "x.safetensors")).delta.dtype == torch.float16
+        assert torch.equal(merged.delta, torch.full((4, 6), 2.0 * len(some)).half())
