@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -23,11 +24,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..runtime.files import digest, write_signed
+from ..runtime.labels import shown
 from ..runtime.progress import bar
 from ..runtime.undo import Undo, undone
 
 FORMAT = "slug_lite checkpoint 1"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+STEP_LIMIT = 1 << 24  # AdamW counts steps in float32: from here on it would stand still
 
 
 class Recipe(Protocol):
@@ -215,19 +218,34 @@ def load_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.AdamW, 
         raise ValueError(f"{str(file)!r} is no checkpoint of a training; remove it")
     if meta.pop("digest") != digest(tensors, meta):
         raise ValueError(f"{str(file)!r} was altered after it was saved: its digest does not match; remove it")
-    if json.loads(meta["recipe"]) != json.loads(json.dumps(recipe)):
-        raise ValueError(f"{file} was written by another recipe: {meta['recipe']}; remove it or give that recipe")
-    if not meta["step"].isdecimal():
-        raise ValueError(f"{str(file)!r} was saved at step {meta['step']!r}; a whole number from 0 on is needed")
-    step = int(meta["step"])
+    step = check_papers(str(file), meta, recipe)
     check_checkpoint(str(file), tensors, dict(model.named_parameters()))
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(tensors[f"model.{name}"])
-            if f"exp_avg.{name}" in tensors:  # none before the first step, nor for weights that follow others
-                moments = {key: tensors[f"{key}.{name}"] for key in MOMENTS}
-                optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
+    states = {}
+    for name, p in model.named_parameters():
+        if f"exp_avg.{name}" in tensors:  # none before the first step, nor for weights that follow others
+            moments = {key: tensors[f"{key}.{name}"].to(p.device) for key in MOMENTS}
+            states[p] = {"step": torch.tensor(float(step)), **moments}
+    for name, p in model.named_parameters():  # from here on nothing is left that could be wrong
+        p.detach().copy_(tensors[f"model.{name}"])
+    optimizer.state.update(states)
     return step
+
+
+def check_papers(file: str, meta: dict[str, str], recipe: dict[str, Any]) -> int:
+    """The step of a checkpoint. ValueError unless its recipe is this one, and the step one that a run can reach."""
+    try:
+        same = json.loads(meta["recipe"]) == json.loads(json.dumps(recipe))
+    except (ValueError, RecursionError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"{file} was written by another recipe: {shown(meta['recipe'], 2000)}; remove it or give that recipe"
+        )
+    if not re.fullmatch("[0-9]{1,8}", meta["step"]) or int(meta["step"]) > STEP_LIMIT:
+        raise ValueError(
+            f"{file!r} was saved at step {shown(repr(meta['step']))}; a whole number from 0 to {STEP_LIMIT:,} is needed"
+        )
+    return int(meta["step"])
 
 
 def check_checkpoint(file: str, tensors: dict[str, Tensor], weights: dict[str, nn.Parameter]) -> None:
@@ -250,6 +268,8 @@ def check_checkpoint(file: str, tensors: dict[str, Tensor], weights: dict[str, n
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{file!r} holds numbers that are not finite in {name!r}; remove it")
+        if name.startswith("exp_avg_sq.") and (tensor < 0).any():
+            raise ValueError(f"{file!r} holds means of squares below zero in {name!r}; remove it")
 
 
 def log_row(folder: Path, row: dict[str, float], name: str) -> None:

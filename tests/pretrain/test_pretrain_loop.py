@@ -152,13 +152,22 @@ def change(tensors, meta, what):
         del tensors["exp_avg_sq.0.weight"]
     elif what == "dtype":
         tensors["exp_avg.0.weight"] = tensors["exp_avg.0.weight"].half()
-    elif what in ("-5", "1.5", "nan steps"):
+    elif what == "below zero":
+        tensors["exp_avg_sq.0.weight"] = -torch.ones(2, 3)
+    elif what == "nested":
+        meta["recipe"] = "[" * 100_000
+    elif what == "no json":
+        meta["recipe"] = "{"
+    elif what in STEPS:
         meta["step"] = what.removesuffix(" steps")
 
 
-@pytest.mark.parametrize(
-    "what", ["broadcast", "nan", "missing", "strange", "half", "dtype", "-5", "1.5", "nan steps", "digest", "cut"]
-)
+# whole numbers that no float holds, that none of 32 bits counts on from, that are no digits of ASCII
+STEPS = ["-5", "1.5", "nan steps", "1" + "0" * 400, "9" * 5_000, "99999999999", "16777217", "\u0663", "+1", ""]
+WRONG = ["broadcast", "nan", "missing", "strange", "half", "dtype", "digest", "cut", "below zero", "nested", "no json"]
+
+
+@pytest.mark.parametrize("what", WRONG + STEPS, ids=lambda what: ascii(what)[:20])
 def test_a_checkpoint_is_checked_before_anything_is_overwritten(tmp_path, what):
     file, (model, optimizer) = tmp_path / "x-checkpoint.safetensors", two_layers()
     loop.save_checkpoint(file, model, optimizer, 1, {})
