@@ -30,6 +30,7 @@ Step = Callable[[], object]
 # the try around it, as it can in `threading.Condition`.
 LOCK = threading.RLock()
 PATIENCE = 600.0  # seconds that a thread waits for the edits of another one to come off
+LEVELS = 31  # of these signals, and one more, each may come in the moment in which the one before is dealt with
 _ON: dict[int, Undo] = {}  # what is on, oldest first
 _MISSING = object()
 
@@ -115,21 +116,25 @@ def _through(undo: Undo) -> None:
         raise first
 
 
+def _waiting(undo: Undo, more: int = LEVELS) -> Generator[int, object, None]:
+    """Waits at a yield inside as many tries as there are levels; goes through the steps when it is sent anything.
+
+    A signal that comes just before the first line of `_through`, or between two of its tries, ends that try: the next
+    level goes on. (A loop would look for signals as it jumps back, outside of its try.)
+    """
+    try:
+        if more:
+            yield from _waiting(undo, more - 1)
+        else:
+            yield 0  # a signal that comes as the block ends is raised here
+    finally:
+        if undo.entered:  # a call would look for signals, and what is thrown away unused should not
+            _through(undo)
+
+
 def _undoing(undo: Undo) -> Generator[int, object, None]:
     """Waits at its first yield; goes through the steps when it is sent anything, then goes on yielding."""
-    try:
-        try:
-            try:
-                yield 0  # a signal that comes as the block ends is raised here
-            finally:
-                if undo.entered:  # a call would look for signals, and what is thrown away unused should not
-                    _through(undo)
-        finally:  # where another one came just before the first line of `_through`, or between two of its tries
-            if undo.entered:
-                _through(undo)
-    finally:
-        if undo.entered:
-            _through(undo)
+    yield from _waiting(undo)
     kind = yield 0
     error = yield 0
     if kind is None and undo.at_end is not None:

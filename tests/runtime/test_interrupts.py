@@ -211,8 +211,11 @@ def attempt(run, *delays):
     return error
 
 
-def left_changed(name, tries, seed=0):
-    """Of so many tries, how many were interrupted and how many left something changed."""
+def left_changed(name, tries, seed=0, most=2, apart=0.2):
+    """Of so many tries, with one to `most` signals, how many were interrupted and how many left something changed.
+
+    apart: how long after one signal the next may come, as a part of the time that the whole takes.
+    """
     run, rng, before = OPERATIONS[name], random.Random(seed), state()
     allowed, weights = [before], {n: p.detach().clone() for n, p in clip().weights().items()}
     times = []
@@ -227,8 +230,8 @@ def left_changed(name, tries, seed=0):
         assert state() == before
     span, interrupted, changed = np.median(times), 0, 0
     for k in range(tries):
-        delays = rng.uniform(2e-6, 1.1 * span), rng.uniform(2e-6, 0.2 * span)  # 0 would be none
-        error = attempt(run, *delays[: 1 + k % 2])
+        more = [rng.uniform(2e-6, apart * span) for _ in range(k % most)]  # 0 would be none
+        error = attempt(run, rng.uniform(2e-6, 1.1 * span), *more)
         interrupted += error is not None
         after = state()
         changed += after not in allowed
@@ -246,6 +249,12 @@ def left_changed(name, tries, seed=0):
 def test_nothing_is_left_changed(name, alarm):
     interrupted, changed = left_changed(name, TRIES)
     assert changed == 0 and interrupted > TRIES / 4, (interrupted, changed)
+
+
+def test_nothing_is_left_changed_by_bursts(alarm):
+    """One signal while another is dealt with, and so on: as a key that is held down."""
+    interrupted, changed = left_changed("Edit.on", 3 * TRIES, most=8, apart=0.05)
+    assert changed == 0 and interrupted > TRIES, (interrupted, changed)
 
 
 def parsed():
