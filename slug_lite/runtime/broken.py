@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+Pictures = Sequence[np.ndarray] | Sequence[Image.Image] | np.ndarray  # of a list each may have a size of its own
 LEVELS = 2  # of 255, by which a picture of one colour may vary
 
 
@@ -16,24 +19,31 @@ def not_finite(pictures: Sequence[np.ndarray] | np.ndarray) -> list[int]:
     return [k for k, picture in enumerate(pictures) if not np.isfinite(picture).all()]
 
 
-def one_colour(pictures: Sequence[np.ndarray] | np.ndarray) -> list[int]:
-    """Which pictures, uint8 (height, width, 3), are all of one colour, as a broken pipeline or a safety checker leaves.
+def one_colour(pictures: Pictures) -> list[int]:
+    """Which pictures are all of one colour, as a broken pipeline or a safety checker leaves them.
 
-    Of one pixel there is nothing to say.
+    Arrays are uint8 (height, width, 3). Of one pixel there is nothing to say.
     """
+    arrays = (np.asarray(one.convert("RGB")) if isinstance(one, Image.Image) else one for one in pictures)
     return [
-        k for k, picture in enumerate(pictures)
+        k for k, picture in enumerate(arrays)
         if picture.shape[0] * picture.shape[1] > 1 and (np.ptp(picture, axis=(0, 1)) <= LEVELS).all()
     ]  # fmt: skip
 
 
-def check_one_colour(pictures: Sequence[np.ndarray] | np.ndarray) -> None:
+def check_one_colour(pictures: Pictures, what: str = "pictures") -> None:
     """ValueError for pictures of one colour: what is not seen in them says nothing."""
     if plain := one_colour(pictures):
         raise ValueError(
-            f"{len(plain)} of {len(pictures)} pictures are all of one colour, number {plain[0]} first: broken ones, "
+            f"{len(plain)} of {len(pictures)} {what} are all of one colour, number {plain[0]} first: broken ones, "
             "which say nothing about what a model knows (half precision that overflowed? a safety checker?)"
         )
+
+
+def warn_one_colour(pictures: Pictures, what: str) -> None:
+    """A warning that counts pictures of one colour, where many others say enough."""
+    if plain := one_colour(pictures):
+        warnings.warn(f"{len(plain)} of {len(pictures)} {what} are all of one colour, as broken ones are", stacklevel=4)
 
 
 def check_embedded(vectors: Tensor, what: str) -> Tensor:

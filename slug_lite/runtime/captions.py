@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .broken import warn_one_colour
+
 if TYPE_CHECKING:
     from ..models import Clip
     from ..pairs import Pairs
@@ -67,7 +69,11 @@ class Reader:
 
 
 def check_read(clip: Clip, forgets: Sequence[Pairs], retain: Pairs) -> None:
-    """ValueError where a caption to forget is cut before it has named its concept; a warning counts captions cut."""
+    """ValueError where a caption to forget is cut before it has named its concept.
+
+    Warnings count captions that are cut, and retain pictures of one colour (in forget sets they are refused before).
+    """
+    warn_one_colour(retain.images, "pictures of the retain set")
     reader, counts = Reader(clip.tokens), list[str]()
     for what, pairs in (*(("forget", some) for some in forgets), ("retain", retain)):
         cut = reader.cut(pairs.captions)

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from .broken import check_one_colour
 from .captions import fold
 from .fingerprints import same_weights
 from .limits import check_size
@@ -162,7 +163,7 @@ def nothing_forgot(concept: str, evaluations: int, trace: pd.DataFrame) -> Nothi
     near = tried.sort_values("forget_accuracy", kind="stable").iloc[0]
     wide = f", standardized margin {near['standardized_margin']:.2g}" if "standardized_margin" in trace else ""
     if wide and near["standardized_margin"] == 0:
-        wide += " (its pictures score alike, or there is but one: no margin can be measured; rule='top1' needs none)"
+        wide += " (its pictures score alike, or there is but one: no margin can be measured)"
     return NothingForgets(
         f"none of {tried['layer'].nunique()} layers forgot {concept!r} in {evaluations} evaluations each; nearest: "
         f"{near['layer']} at step {near['step']:.3g}, accuracy {near['forget_accuracy']:.0%}{wide}. Allow more "
@@ -182,6 +183,7 @@ def check_sets(forgets: Sequence[Pairs], retain: Pairs) -> None:
             raise ValueError(
                 f"the retain set has {len(retain)} pair(s); the contrastive loss needs at least 2, better 512"
             )
+        check_one_colour(forget.images, "pictures of the forget set")
         check_disjoint(forget, retain)
 
 
@@ -207,11 +209,16 @@ def shared_name(forget: Pairs, validate: object) -> str:
 
 
 def check_shown(forget: str, pairs: Pairs) -> None:
-    """ValueError for validation pairs that do not say what they show, or show `forget` nowhere."""
+    """ValueError for validation pairs that do not say what they show, show `forget` nowhere, or in broken pictures.
+
+    A picture of one colour shows nothing, and would pass for one in which nothing is recognised any more.
+    """
     if pairs.concepts is None:
         raise ValueError("validation pairs need .concepts, the names that each picture shows")
-    if not any(forget in concept for concept in pairs.concepts):
+    shown = [k for k, concept in enumerate(pairs.concepts) if forget in concept]
+    if not shown:
         raise ValueError(f"no validation picture shows {forget!r}")
+    check_one_colour(pairs[shown].images, f"validation pictures of {forget}")
 
 
 def check_disjoint(forget: Pairs, kept: Pairs, what: str = "retain") -> None:

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from small_clips import small_validation
 
+import slug_lite as slug
+from slug_lite import Pairs
 from slug_lite.runtime.broken import check_embedded, check_one_colour, not_finite, one_colour
+from slug_lite.runtime.checks import check_sets
 
 
 def test_pictures_of_one_colour():
@@ -27,3 +32,35 @@ def test_numbers_that_are_not_finite():
     assert check_embedded(vectors[:1], "x") is not None
     with pytest.raises(ValueError, match="2 of 3 pictures are not finite"):
         check_embedded(vectors, "pictures")
+
+
+def blackened(pairs, rows, as_list=False):
+    """The pairs with some pictures black; as_list: PIL images, those in another size and mode."""
+    images = pairs.images.copy()
+    images[rows] = 0
+    if as_list:
+        images = pairs.pil()
+        for k in range(len(images))[rows]:
+            images[k] = Image.new("L", (40 + k, 50))
+    return Pairs(images, pairs.captions, pairs.concepts)
+
+
+@pytest.mark.parametrize("as_list", [False, True], ids=["array", "list"])
+def test_black_pictures_do_not_pass_for_what_is_forgotten(sets, as_list):
+    """In black pictures nobody recognises anything, by the rule "top1" not even before the first step."""
+    forget, retain = sets
+    with pytest.raises(ValueError, match="2 of 6 pictures of the forget set are all of one colour, number 4 first"):
+        check_sets([forget, blackened(forget, slice(4, None), as_list)], retain)
+    v = small_validation("Ada Sunfield", 4)
+    with pytest.raises(ValueError, match="3 of 4 validation pictures of Ada Sunfield are all of one colour"):
+        slug.Validation(blackened(v.pairs, slice(1, 4), as_list), v.forget, v.names, v.templates)
+    slug.Validation(blackened(v.pairs, slice(4, 6), as_list), v.forget, v.names, v.templates)
+
+
+def test_black_pictures_among_those_to_retain_are_counted(tiny, sets):
+    forget, retain = sets
+    with pytest.warns(UserWarning, match="3 of 20 pictures of the retain set are all of one colour") as caught:
+        slug.one_shot_gradients(
+            tiny, forget, blackened(retain, slice(3), True), layers=lambda n, _: n == "text_projection", progress=False
+        )
+    assert len(caught) == 1 and caught[0].filename == __file__
