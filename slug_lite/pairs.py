@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .runtime.captions import as_captions
+from .runtime.captions import as_captions, as_concepts, as_rows
 from .runtime.checks import check_lengths, check_pictures
 
 
@@ -18,9 +18,10 @@ class Pairs:
 
     images:   uint8 array (n, height, width, 3) with values 0..255, or a list of n PIL images of any size
     captions: n strings: a list, or an array, tuple, Series; a list is made of it
-    concepts: for each pair the names it is about, e.g. ("Ada Sunfield",) or ("cat", "Clay"); None if unknown
+    concepts: for each pair the names it is about, e.g. ("Ada Sunfield",) or ("cat", "Clay"); None if unknown; a list
+        of tuples is made of them
 
-    Raises ValueError for images of another shape or dtype, NaN pixels, or lengths that differ.
+    Raises ValueError for images of another shape or dtype, NaN pixels, names that are no tuples, lengths that differ.
     """
 
     images: np.ndarray | list[Image.Image]
@@ -30,17 +31,16 @@ class Pairs:
     def __post_init__(self) -> None:
         check_pictures(self.images)
         object.__setattr__(self, "captions", as_captions(self.captions))
+        object.__setattr__(self, "concepts", as_concepts(self.concepts))
         check_lengths(self.images, self.captions, self.concepts)
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> Pairs:
-        """The pairs at `index` (a slice or a sequence of integers), as a new `Pairs`."""
-        if isinstance(index, (int, np.integer)):
-            raise TypeError("index Pairs with a slice or a list of integers, e.g. pairs[:8] or pairs[[3]]")
-        rows = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
-        images = self.images[list(rows)] if isinstance(self.images, np.ndarray) else [self.images[i] for i in rows]
+        """The pairs at `index` (a slice, a sequence of integers, or a mask), as a new `Pairs`."""
+        rows = as_rows(index, len(self))
+        images = self.images[rows] if isinstance(self.images, np.ndarray) else [self.images[i] for i in rows]
         concepts = None if self.concepts is None else [self.concepts[i] for i in rows]
         return Pairs(images, [self.captions[i] for i in rows], concepts)
 

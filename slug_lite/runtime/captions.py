@@ -1,14 +1,16 @@
-"""Captions as people have them: columns of tables, arrays, tuples; and what of them a model reads."""
+"""Captions, names and rows as people have them: columns of tables, arrays, tuples; and what a model reads of them."""
 
 from __future__ import annotations
 
+import operator
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from .broken import warn_one_colour
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from ..models import Clip
     from ..pairs import Pairs
 
+UNORDERED = ", in an order: a set has none"
+
 
 def as_captions(captions: Iterable[str]) -> list[str]:
     """A list of strings, in the order in which they are given: a Series is taken by position, not by its index.
@@ -24,13 +28,62 @@ def as_captions(captions: Iterable[str]) -> list[str]:
     ValueError for a bare string, and for what is not a string, by its position.
     """
     wanted = "captions must be a list of strings, one for each image"
-    if isinstance(captions, (str, bytes)) or not isinstance(captions, Iterable):
-        raise ValueError(f"captions are {captions!r}; {wanted}")
-    found = list(captions.tolist() if hasattr(captions, "tolist") else captions)
+    if isinstance(captions, (str, bytes, set, frozenset)) or not isinstance(captions, Iterable):
+        raise ValueError(f"captions are {captions!r}; {wanted}{UNORDERED if isinstance(captions, Set) else ''}")
+    found = _listed(captions)
     bad = [k for k, caption in enumerate(found) if not isinstance(caption, str)]
     if bad:
         raise ValueError(f"caption {bad[0]} is {found[bad[0]]!r}, {len(bad)} of {len(found)} are no strings; {wanted}")
     return [str(caption) for caption in found]
+
+
+def as_concepts(concepts: Iterable[Sequence[str]] | None) -> list[tuple[str, ...]] | None:
+    """A list of tuples of names, in the order in which they are given, see `as_captions`; None stays None.
+
+    ValueError for what is no tuple or list of strings, by its position.
+    """
+    if concepts is None:
+        return None
+    wanted = "give each pair a tuple of names, as ('cat', 'Clay')"
+    if isinstance(concepts, (str, bytes, set, frozenset)) or not isinstance(concepts, Iterable):
+        raise ValueError(f"concepts are {concepts!r}; {wanted}{UNORDERED if isinstance(concepts, Set) else ''}")
+    found = [_listed(one) if isinstance(one, np.ndarray) else one for one in _listed(concepts)]
+    bad = [
+        k for k, names in enumerate(found)
+        if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names)
+    ]  # fmt: skip
+    if bad:
+        raise ValueError(f"concept {bad[0]} is {found[bad[0]]!r}, {len(bad)} of {len(found)} are no tuples; {wanted}")
+    return [tuple(map(str, names)) for names in found]
+
+
+def as_rows(index: slice | Iterable[int], n: int) -> list[int]:
+    """Positions among n pairs: of a slice, of integers, or of a mask, a bool for every pair.
+
+    A mask that is a Series goes by position. TypeError for a single position and for what is no integer, ValueError
+    for a mask of another length.
+    """
+    wanted = "index Pairs with a slice, a list of integers or a mask, e.g. pairs[:8], pairs[[3]]"
+    if isinstance(index, slice):
+        return list(range(n)[index])
+    unordered = isinstance(index, (str, bytes, Set)) or not isinstance(index, Iterable)
+    if unordered or getattr(index, "ndim", 1) != 1:
+        raise TypeError(f"the index is {index!r}; {wanted}")
+    found = _listed(index)
+    mask = [isinstance(one, (bool, np.bool_)) for one in found]
+    if found and all(mask):
+        if len(found) != n:
+            raise ValueError(f"the mask has {len(found)} entries, there are {n} pairs")
+        return [k for k, taken in enumerate(found) if taken]
+    bad = [k for k, one in enumerate(found) if mask[k] or not hasattr(one, "__index__")]
+    if bad:
+        raise TypeError(f"position {bad[0]} of the index is {found[bad[0]]!r}; {wanted}")
+    return [operator.index(one) for one in found]
+
+
+def _listed(some: Iterable) -> list:
+    """By position, and of Python's own types where arrays and Series say so."""
+    return list(some.tolist() if hasattr(some, "tolist") else some)
 
 
 @lru_cache(maxsize=1 << 14)

@@ -188,12 +188,9 @@ def check_sets(forgets: Sequence[Pairs], retain: Pairs) -> None:
 
 
 def check_lengths(images: Sequence, captions: Sequence[str], concepts: Sequence[Sequence[str]] | None) -> None:
-    """ValueError for concepts that are no tuples of names, and unless there is one of each for every pair."""
+    """ValueError unless there is one of each for every pair."""
     sizes = {"images": len(images), "captions": len(captions)}
     if concepts is not None:
-        for concept in concepts:
-            if isinstance(concept, str) or not all(isinstance(name, str) for name in concept):
-                raise ValueError(f"a concept is {concept!r}; give each pair a tuple of names, as ('cat', 'Clay')")
         sizes["concepts"] = len(concepts)
     if len(set(sizes.values())) > 1:
         raise ValueError(f"a pair needs one of each, but lengths differ: {sizes}")

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import slug_lite as slug
 from slug_lite import Pairs
@@ -40,6 +41,65 @@ def test_what_is_no_string_is_refused_by_its_position(hole):
     for captions in ("abc", b"abc", 3, None):
         with pytest.raises(ValueError, match="list of strings"):
             Pairs(IMAGES, captions)
+    for unordered in (set, frozenset):
+        with pytest.raises(ValueError, match=r"list of strings.*a set has none"):
+            Pairs(IMAGES, unordered("abc"))
+        with pytest.raises(ValueError, match=r"images are a (frozen)?set"):
+            Pairs(unordered("abc"), ["a", "b", "c"])
+
+
+# ---- names and rows
+
+
+def test_concepts_of_a_frame_go_by_position():
+    """By the old index of a reordered or filtered frame, slices gave pictures the names of others."""
+    frame = pd.DataFrame({"caption": list("dcba"), "names": [("D",), ["C", "x"], np.array(["B"]), ("A",)]})
+    pairs = Pairs(IMAGES, *(frame.sort_values("caption").iloc[1:][column] for column in ("caption", "names")))
+    assert pairs.concepts == [("B",), ("C", "x"), ("D",)] and type(pairs.concepts) is list
+    assert pairs[1:].concepts == [("C", "x"), ("D",)] and pairs[[2, 0]].concepts == [("D",), ("B",)]
+    assert (pairs + pairs[:1]).concepts == [("B",), ("C", "x"), ("D",), ("B",)]
+    assert Pairs(IMAGES, list("abc"), (names for names in pairs.concepts)).concepts == pairs.concepts
+
+
+@pytest.mark.parametrize("hole", [float("nan"), None, pd.NA, 3, "Ada", {"Ada"}, ("Ada", 3)])
+def test_what_is_no_tuple_of_names_is_refused_by_its_position(hole):
+    for concepts in ([("a",), hole, ("c",)], pd.Series([("a",), hole, ("c",)], index=[5, 6, 7])):
+        with pytest.raises(ValueError, match=r"concept 1 is .*, 1 of 3 are no tuples"):
+            Pairs(IMAGES, list("abc"), concepts)
+    for concepts in ("abc", b"abc", 3, {("a",), ("b",), ("c",)}):
+        with pytest.raises(ValueError, match="give each pair a tuple of names"):
+            Pairs(IMAGES, list("abc"), concepts)
+
+
+@pytest.mark.parametrize(
+    "of", [list, tuple, np.array, torch.tensor, pd.Series, pd.array, lambda mask: pd.Series(mask, index=[2, 1, 0]),
+           lambda mask: [np.bool_(one) for one in mask]],
+    ids=["list", "tuple", "array", "tensor", "series", "nullable", "reordered series", "numpy's in a list"],
+)  # fmt: skip
+def test_a_mask_takes_the_pairs_that_it_marks(of):
+    """As positions, True and False are the pairs 1 and 0."""
+    pairs = Pairs(IMAGES, list("abc"), [("a",), ("b",), ("c",)])
+    some = pairs[of([True, False, True])]
+    assert some.captions == ["a", "c"] and some.concepts == [("a",), ("c",)]
+    assert np.array_equal(some.images, IMAGES[[0, 2]]) and len(pairs[of([False] * 3)]) == 0
+    with pytest.raises(ValueError, match="the mask has 2 entries, there are 3 pairs"):
+        pairs[of([True, False, True])[:2]]
+
+
+def test_rows_are_integers():
+    pairs = Pairs(IMAGES, list("abc"))
+    for index in ([2, 0], (2, 0), np.array([2, 0], np.uint8), torch.tensor([2, 0]), pd.Series([2, 0]), iter([2, 0])):
+        assert pairs[index].captions == ["c", "a"]
+    assert pairs[[-1]].captions == ["c"] and len(pairs[[]]) == len(pairs[np.zeros(0, int)]) == 0
+    wrong = ([0.9, 1.9], np.array([0.0, 1.0]), [True, 1, 2], ["a"], [None], [float("nan")], [[0, 1]], pd.Series([1.0]))
+    for index in wrong:
+        with pytest.raises(TypeError, match="position 0 of the index is"):
+            pairs[index]
+    for index in (1, np.int64(1), True, "ab", {0, 1}, None, 1.5, np.array([[0, 1]]), np.array(1)):
+        with pytest.raises(TypeError, match=r"the index is .* a list of integers or a mask"):
+            pairs[index]
+    with pytest.raises(IndexError):
+        pairs[[3]]
 
 
 # ---- what is cut at the context length
