@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from slug_lite.gradients import forget_gradients, one_shot_gradients
 from slug_lite.runtime import linear
@@ -124,24 +125,50 @@ def test_products_of_low_rank(tensors):
     torch.testing.assert_close(linear.product(both["a"], (20, 6)), summed)
 
 
-def test_large_gradients_are_projected_where_they_are_and_quickly(monkeypatch):
+class Whole(TorchFunctionMode):
+    """Takes in the calls that turn a tensor of `size` numbers or more into float64, or name a device to move it to."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.seen = size, []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() >= self.size:
+            given = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, (str, torch.device))]
+            moved = function.__name__ in ("cpu", "cuda") or (function.__name__ == "to" and given)
+            if moved or out.dtype == torch.float64:
+                self.seen.append(function.__name__)
+        return out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x: x.double(), lambda x: x.to(torch.float64), lambda x: x.to("cpu", torch.float64), lambda x: x.cpu(),
+     lambda x: x.type(torch.float64), lambda x: torch.stack([x, x]).double(), lambda x: x.to(device="cpu"),
+     lambda x: torch.as_tensor(x, dtype=torch.float64)],
+    ids=["double", "to", "to the CPU as double", "cpu", "type", "a stack", "by name", "as_tensor"],
+)  # fmt: skip
+def test_tensors_turned_or_moved_whole_are_seen(wrong):
+    with Whole(8) as whole:
+        torch.ones(8).to(torch.float32, copy=True).half().float(), wrong(torch.ones(2))
+        assert whole.seen == []
+        wrong(torch.ones(8))
+    assert len(whole.seen) == 1
+
+
+def test_large_gradients_are_projected_where_they_are_and_quickly():
     """No tensor is turned into float64 whole, nor moved; the result is that of float64 to 1e-6."""
     generator = torch.Generator().manual_seed(0)
-    common = torch.randn(64, 4096, generator=generator)
-    many = [common + 0.3 * torch.randn(64, 4096, generator=generator) for _ in range(9)]
+    common = torch.randn(256, 5000, generator=generator)
+    many = [common + 0.3 * torch.randn(256, 5000, generator=generator) for _ in range(9)]
     exact = torch.stack([g.double().flatten() for g in many])
     exact = exact @ exact.T
-    wide, double = [], torch.Tensor.double
-
-    def watched(self):
-        wide.append(self.numel())
-        return double(self)
-
-    monkeypatch.setattr(torch.Tensor, "double", watched)
-    found = gram(many)
-    assert max(wide, default=0) < many[0].numel() / 4 and found.dtype == torch.float64
+    with Whole(many[0].numel() // 4) as whole:  # larger than a piece
+        found = gram(many)
+        (rest,) = project_out(many[:1], many[1:])
+    assert whole.seen == [] and whole.size > linear.PIECE and found.dtype == torch.float64
     assert ((found - exact).abs() <= 2e-8 * exact.diagonal().max()).all()
-    (rest,) = project_out(many[:1], many[1:])
     (best,) = project_out([many[0].double()], [g.double() for g in many[1:]])
     assert (rest - best).norm() <= 1e-6 * best.norm()
     assert all(abs(inner(rest, other)) <= 1e-6 * rest.norm() * other.norm() for other in many[1:])
