@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..runtime.checks import unknown
-from ..runtime.pipeline_files import admit, read_text_encoder
+from ..runtime.pipeline_files import admit, read_text_encoder, read_tokenizer
 from ..runtime.progress import quiet
 
 if TYPE_CHECKING:
@@ -74,10 +74,12 @@ def _load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> St
         of_transformers.disable_progress_bar()
     with TemporaryDirectory(prefix="slug_lite_") as place:
         own = admit(folder, Path(place))
+        tokenizer = read_tokenizer(own, folder)
         try:
             pipe = StableDiffusionPipeline.from_pretrained(
                 own, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False,
                 local_files_only=True, text_encoder=read_text_encoder(own, dtype),
+                tokenizer=tokenizer,
             )  # fmt: skip
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             reason = " ".join(str(error).split())[:400]
@@ -87,7 +89,6 @@ def _load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> St
     for part, place in ((pipe, folder), (pipe.unet, folder / "unet"), (pipe.vae, folder / "vae")):
         part.register_to_config(_name_or_path=str(place))  # where it came from, not what the loader saw
     pipe.text_encoder.config._name_or_path = str(folder / "text_encoder")
-    pipe.tokenizer.name_or_path = str(folder / "tokenizer")
     if quiet():
         pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

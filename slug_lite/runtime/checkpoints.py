@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
@@ -15,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .checks import unknown
-from .configs import check_clip_config, check_tokenizer
+from .configs import TOKENIZER_FILES, check_clip_config, copy_tokenizer, made_tokenizer
 from .files import header, read_json, safe_files
 
 # What open_clip takes from a folder, in its order; any other safetensors file comes last
@@ -23,33 +25,39 @@ _WEIGHT_FILES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
 )  # fmt: skip
-# What a tokenizer of transformers is read from
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "*.model",
-)  # fmt: skip
 # What open_clip and torch raise, by turns, when file and configuration do not fit
 _MISFITS = (RuntimeError, AttributeError, KeyError, TypeError, IndexError, ValueError, AssertionError)
 Parts = tuple[nn.Module, Any, Any]  # model in eval mode, tokenizer, evaluation transform
 
 
 def from_folder(folder: Path, device: str | torch.device, precision: str) -> Parts:
-    """A model from a folder in open_clip's format. FileNotFoundError, or ValueError as `check_folder` and misfits."""
+    """A model from a folder in open_clip's format. FileNotFoundError, or ValueError as `admit_folder` and misfits."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    text_cfg = check_folder(folder)
-    source = f"local-dir:{folder}"
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            source, device="cpu", precision=precision, require_pretrained=True
-        )
-        tokenizer = open_clip.get_tokenizer(source, **_no_code(text_cfg))
-    except (*_MISFITS, OSError, ImportError) as error:  # torch lists every key that does not fit; the first say enough
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(
-            f"the weights in {str(folder)!r} are not those of its configuration: {type(error).__name__}: {reason}"
-        ) from error
+    with TemporaryDirectory(prefix="slug_lite_") as place:
+        text_cfg = admit_folder(folder, own := Path(place))
+        source = f"local-dir:{own}"
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                source, device="cpu", precision=precision, require_pretrained=True
+            )
+        except (*_MISFITS, OSError, ImportError) as error:  # torch lists every key that does not fit; the first do
+            reason = " ".join(str(error).split())[:400].replace(str(own), str(folder))
+            raise ValueError(
+                f"the weights in {str(folder)!r} are not those of its configuration: {type(error).__name__}: {reason}"
+            ) from error
+        tokenizer = _tokenizer(source, text_cfg, folder)
     return model.eval().to(device), tokenizer, preprocess
+
+
+def _tokenizer(source: str, text_cfg: Mapping[str, Any], folder: Path) -> Any:
+    """The tokenizer of a folder that `admit_folder` filled; folder: what it is called by."""
+    made = made_tokenizer(
+        lambda: open_clip.get_tokenizer(source, **_no_code(text_cfg)), lambda it: it(["a cat", ""]), repr(str(folder))
+    )
+    if text_cfg.get("hf_tokenizer_name"):
+        made.tokenizer.name_or_path = str(folder)  # not the folder that the loader saw
+    return made
 
 
 def _no_code(text_cfg: Mapping[str, Any]) -> dict[str, bool]:
@@ -57,8 +65,8 @@ def _no_code(text_cfg: Mapping[str, Any]) -> dict[str, bool]:
     return {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
-    """Raise a clear error unless `folder` holds open_clip's configuration and whole safetensors weights.
+def admit_folder(folder: Path, own: Path) -> dict[str, Any]:
+    """Fill an empty folder with what may be read of a CLIP's: configuration, whole safetensors weights, tokenizer.
 
     open_clip itself would fall back to pickled weights, and to random ones; it would hand any key of the configuration
     on, and build whatever it asks for. Returns the configuration of the text tower.
@@ -88,7 +96,10 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{str(found[0])!r} holds no tensors")
     check_clip_config(content, head, repr(str(config)))
     if model_cfg["text_cfg"].get("hf_tokenizer_name"):
-        check_tokenizer(folder)
+        copy_tokenizer(folder, own)
+    admitted = {"model_cfg": model_cfg, "preprocess_cfg": content.get("preprocess_cfg") or {}}
+    (own / config.name).write_text(json.dumps(admitted))
+    (own / "open_clip_model.safetensors").symlink_to(found[0].resolve())
     return model_cfg["text_cfg"]
 
 
@@ -108,7 +119,7 @@ def from_hub(repository: str, device: str | torch.device, precision: str) -> Par
     from huggingface_hub import constants, snapshot_download
 
     try:
-        wanted = ["open_clip_config.json", "open_clip*.safetensors", *_TOKENIZER_FILES]
+        wanted = ["open_clip_config.json", "open_clip*.safetensors", *TOKENIZER_FILES]
         folder = Path(snapshot_download(repository, allow_patterns=wanted))
     except Exception as error:
         raise FileNotFoundError(

@@ -6,8 +6,11 @@ paths, names on the hub and switches that run a folder's Python; and a model is 
 
 from __future__ import annotations
 
+import base64
+import json
 import re
-from collections.abc import Collection, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import torch
 from open_clip.coca_model import MultimodalCfg
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-from .files import TEXT_LIMIT, Header, read_json
+from .files import JSON_LIMIT, TEXT_LIMIT, Header, read_json
 from .labels import shown
 
 _TOP = {
@@ -53,6 +56,25 @@ _TOKENIZER_KEYS = {
     "tokenizer_class", "trim_offsets", "truncation_side", "truncation_strategy", "unk_token",
     "use_default_system_prompt", "use_fast",
 }  # fmt: skip
+
+# What a tokenizer of transformers is read from; the vocabulary may be long
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "*.model",
+)  # fmt: skip
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+_TOKENIZER_MOST = {"extra_ids": 1_000, "pad_to_multiple_of": 1_000, "stride": 1_000}
+# What may stand in tokenizer.json
+_BACKEND_KEYS = {
+    "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder",
+    "model",
+}  # fmt: skip
+_BACKEND_MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
+_NORMALIZERS = (
+    "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Prepend", "Replace", "Strip",
+    "StripAccents",
+)  # fmt: skip
+_PART_LIMIT = 10_000  # characters of a step of it, but for the normalizer
 
 
 def check_known(found: object, allowed: Collection[str], where: str) -> None:
@@ -185,25 +207,51 @@ def _built_of_nothing(config: Mapping[str, Any]) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def check_tokenizer(folder: Path) -> None:
-    """ValueError for files of a tokenizer that name code, a path, or a class that no CLIP's tokenizer has."""
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".txt", ".model") and file.stat().st_size > TEXT_LIMIT:
-            raise ValueError(f"{str(file)!r} has {file.stat().st_size:,} bytes; at most {TEXT_LIMIT:,} are read")
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (file := folder / name).is_file():
-            content = read_json(file)
-            check_known(content, _TOKENIZER_KEYS, repr(str(file)))
-            _check_class(content, file)
-            if content.get("sp_model_kwargs"):
-                raise ValueError(
-                    f"{str(file)!r} holds sp_model_kwargs, {shown(content['sp_model_kwargs'])!r}; take it out"
-                )
-    if (file := folder / "config.json").is_file():  # transformers asks it where the tokenizer's own file says nothing
-        content = read_json(file)
-        if not isinstance(content, dict) or "auto_map" in content:
-            raise ValueError(f"{str(file)!r} holds 'auto_map', which names code; take it out")
-        _check_class(content, file)
+def copy_tokenizer(folder: Path, own: Path) -> None:
+    """Copy a tokenizer's files into a folder of our own. ValueError for a path, code, or a class no CLIP has in them.
+
+    What else lies in `folder` is left there: transformers goes by a config.json into other classes and into subfolders.
+    """
+    files = _tokenizer_files(folder)
+    kind = None
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if name in files:
+            content = _tokenizer_config(files[name])
+            kind = content.get("tokenizer_class")
+    if kind is None:
+        raise ValueError(
+            f"{str(folder / 'tokenizer_config.json')!r} names no tokenizer_class; allowed: {', '.join(_TOKENIZERS)}"
+        )
+    if "tokenizer.json" in files:
+        _check_backend(files["tokenizer.json"])
+    for name, file in files.items():
+        shutil.copyfile(file, own / name)
+
+
+def _tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files in a folder that a tokenizer is read from, by name. ValueError for too long ones and for no files."""
+    found = sorted({file for name in TOKENIZER_FILES for file in folder.glob(name)})
+    for file in found:
+        if not file.is_file():
+            raise ValueError(f"{str(file)!r} is no regular file")
+        most = TEXT_LIMIT if file.name in _VOCABULARIES or file.suffix == ".model" else JSON_LIMIT
+        if file.stat().st_size > most:
+            raise ValueError(f"{str(file)!r} has {file.stat().st_size:,} bytes; at most {most:,} are read")
+    return {file.name: file for file in found}
+
+
+def _tokenizer_config(file: Path) -> dict[str, Any]:
+    """What a tokenizer's configuration says. ValueError for unknown keys and classes, and for numbers too large."""
+    content = read_json(file)
+    check_known(content, _TOKENIZER_KEYS, repr(str(file)))
+    _check_class(content, file)
+    if content.get("sp_model_kwargs"):
+        raise ValueError(f"{str(file)!r} holds sp_model_kwargs, {shown(content['sp_model_kwargs'])!r}; take it out")
+    for key, most in _TOKENIZER_MOST.items():
+        value = content.get(key)
+        if value is not None and not (isinstance(value, int) and 0 <= value <= most):
+            raise ValueError(f"{key!r} in {str(file)!r} is {shown(value)!r}; a number from 0 to {most:,} is allowed")
+    return content
 
 
 def _check_class(content: Mapping[str, Any], file: Path) -> None:
@@ -213,3 +261,64 @@ def _check_class(content: Mapping[str, Any], file: Path) -> None:
             f"the tokenizer_class in {str(file)!r} is {shown(kind)!r}; allowed: {', '.join(_TOKENIZERS)}, each also "
             "with Fast behind it"
         )
+
+
+def _check_backend(file: Path) -> None:
+    """ValueError for a tokenizer.json whose steps no CLIP's has: by some of them one letter becomes a million."""
+    content = read_json(file, TEXT_LIMIT)
+    check_known(content, _BACKEND_KEYS, repr(str(file)))
+    if not isinstance(model := content.get("model"), dict) or model.get("type", "BPE") not in _BACKEND_MODELS:
+        raise ValueError(f"the model in {str(file)!r} has another type; allowed: {', '.join(_BACKEND_MODELS)}")
+    for key in ("truncation", "padding", "pre_tokenizer", "post_processor", "decoder"):
+        if (length := len(json.dumps(content.get(key)))) > _PART_LIMIT:
+            raise ValueError(f"the {key} in {str(file)!r} has {length:,} characters; at most {_PART_LIMIT:,} are read")
+    steps = list(_steps(content.get("normalizer")))
+    if len(steps) > 16 or sum(step.get("type") == "Precompiled" for step in steps) > 1:
+        raise ValueError(f"the normalizer in {str(file)!r} has {len(steps)} steps; 16, one Precompiled, are allowed")
+    for step in steps:
+        kind, text = step.get("type"), step.get("content", step.get("prepend", ""))
+        if kind not in _NORMALIZERS or not isinstance(text, str) or len(text) > 1:
+            raise ValueError(
+                f"a step of the normalizer in {str(file)!r} is {shown(step)}; allowed: {', '.join(_NORMALIZERS)}, "
+                "each putting in one character at most"
+            )
+        if kind == "Precompiled" and (longest := _longest(step)) > 64:
+            raise ValueError(f"Precompiled in {str(file)!r} puts in {longest:,} bytes for a letter; 64 are allowed")
+
+
+def _steps(normalizer: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer, those of its sequences one by one."""
+    if normalizer is None:
+        return
+    if not isinstance(normalizer, dict) or depth > 4:
+        raise ValueError(f"a step of a normalizer is {shown(normalizer)}; a table is needed")
+    if normalizer.get("type") != "Sequence":
+        yield normalizer
+        return
+    for one in normalizer.get("normalizers") or []:
+        yield from _steps(one, depth + 1)
+
+
+def _longest(step: Mapping[str, Any]) -> int:
+    """How many bytes sentencepiece's table puts in for a letter at most: they follow a trie, each with a zero."""
+    try:
+        table = base64.b64decode(str(step.get("precompiled_charsmap")), validate=True)
+    except ValueError as error:
+        raise ValueError(f"the precompiled_charsmap of a normalizer is no base64: {error}") from error
+    return max(map(len, table[4 + int.from_bytes(table[:4], "little") :].split(b"\0")))
+
+
+def made_tokenizer(make: Callable[[], Any], tokenize: Callable[[Any], object], where: str) -> Any:
+    """What `make` makes, tried once by `tokenize`. ValueError for files that no tokenizer can be made of.
+
+    The tokenizers of Rust raise a bare Exception, and where Rust panics, what is no Exception at all.
+    """
+    try:
+        tokenizer = make()
+        tokenize(tokenizer)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = shown(" ".join(str(error).split()), 300)
+        raise ValueError(f"{where} is no tokenizer of its files: {type(error).__name__}: {reason}") from error
+    return tokenizer

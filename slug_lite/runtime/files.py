@@ -23,7 +23,8 @@ HEADER_LIMIT = 8 << 20  # bytes; CLIP ViT-bigG and the UNet of Stable Diffusion 
 TENSORS_LIMIT = 20_000  # in one file
 SIGNED_LIMIT = 2 << 30  # bytes of a file that is read as a whole
 _SIGNED_HEADER = 1 << 20  # bytes, of what is a layer or a few
-TEXT_LIMIT = 64 << 20  # bytes of a file of JSON or of a tokenizer
+JSON_LIMIT = 1 << 20  # bytes of a configuration
+TEXT_LIMIT = 64 << 20  # bytes of a tokenizer's vocabulary
 _BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
@@ -143,7 +144,7 @@ def check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], found: Ma
             )
 
 
-def read_json(file: Path, limit: int = TEXT_LIMIT) -> Any:
+def read_json(file: Path, limit: int = JSON_LIMIT) -> Any:
     """What a file of JSON says. ValueError for one that is too long, and for what is no JSON; no more is promised."""
     try:
         with file.open("rb") as opened:

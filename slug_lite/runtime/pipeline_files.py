@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .configs import check_tokenizer
+from .configs import copy_tokenizer, made_tokenizer
 from .files import Header, check_tensors, header, read_json, safe_files
 from .labels import shown
 
@@ -28,10 +27,6 @@ MODELS = {
     "text_encoder": ("transformers", "CLIPTextModel"),
 }  # fmt: skip
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt",
-)  # fmt: skip
 _TEXT_KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range",
@@ -98,7 +93,6 @@ def admit(folder: Path, own: Path) -> Path:
     configs = {part: _config(folder / part) for part in MODELS}
     for part in MODELS:
         _check_model(folder / part, part, configs[part], heads[part])
-    check_tokenizer(folder / "tokenizer")
     scheduler = _scheduler_config(folder / "scheduler", index["scheduler"][1])
     (own / "model_index.json").write_text(json.dumps(index))
     for part, config in configs.items():
@@ -108,9 +102,7 @@ def admit(folder: Path, own: Path) -> Path:
     (own / "scheduler").mkdir()
     (own / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     (own / "tokenizer").mkdir()
-    for name in _TOKENIZER_FILES:
-        if (folder / "tokenizer" / name).is_file():
-            shutil.copyfile(folder / "tokenizer" / name, own / "tokenizer" / name)
+    copy_tokenizer(folder / "tokenizer", own / "tokenizer")
     return own
 
 
@@ -125,6 +117,26 @@ def read_text_encoder(own: Path, dtype: torch.dtype) -> nn.Module:
     taken = {_modern(name): x for name, x in weights.items() if not _ASIDE.fullmatch(name)}
     getattr(model, "text_model", model).load_state_dict(taken, strict=True)
     return model.to(dtype).eval()
+
+
+def read_tokenizer(own: Path, folder: Path) -> Any:
+    """The tokenizer of a folder that `admit` filled. ValueError for bad files; folder: what it is called by."""
+    import transformers
+
+    kind = getattr(transformers, read_json(own / "model_index.json")["tokenizer"][1])
+    where = folder / "tokenizer"
+
+    def make() -> Any:
+        return kind.from_pretrained(own / "tokenizer", local_files_only=True, trust_remote_code=False)
+
+    made = made_tokenizer(make, lambda it: it(["a cat", ""]), repr(str(where)))
+    if not 0 < made.model_max_length <= _MOST["max_position_embeddings"]:  # every prompt is made as long as this
+        raise ValueError(
+            f"model_max_length in {str(where)!r} is {made.model_max_length:,}; from 1 to "
+            f"{_MOST['max_position_embeddings']:,} is allowed"
+        )
+    made.name_or_path = str(where)
+    return made
 
 
 def _weights(folder: Path) -> dict[Path, Header]:

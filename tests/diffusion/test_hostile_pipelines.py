@@ -93,6 +93,27 @@ def test_keys_that_name_code_reach_no_loader(saved, canary):
         load(saved)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"added_tokens": [], "model": {"type": "Foo"}}', "nope",
+        '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 4294967295}, "unk_token": "zz"}}',
+    ],
+    ids=lambda x: x[:40],
+)  # fmt: skip
+def test_a_bad_tokenizer_is_an_error_that_says_so(saved, content):
+    (saved / "tokenizer" / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match="token"):
+        load(saved)
+
+
+@pytest.mark.parametrize("value", [0, 10**9, None])
+def test_a_prompt_has_no_billion_tokens(saved, value):
+    change(saved / "tokenizer" / "tokenizer_config.json", model_max_length=value)
+    with pytest.raises(ValueError, match=r"model_max_length in .*from 1 to 4,096|is no tokenizer"):
+        load(saved)
+
+
 def sharded(folder, name, places=None):
     """A model's weights in two files with an index; places: what the index says of all tensors instead."""
     tensors = {n: t.clone() for n, t in load_file(folder / f"{name}.safetensors").items()}

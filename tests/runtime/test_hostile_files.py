@@ -3,6 +3,7 @@
 Every attack that would run Python writes a canary file. What takes memory is measured in a process of its own.
 """
 
+import base64
 import io
 import json
 import shutil
@@ -58,8 +59,8 @@ def load(folder):
     return slug.load_clip(f"local-dir:{folder}", device="cpu")
 
 
-def hostile_tokenizer(folder, canary):
-    """A transformers tokenizer whose class is in tok.py, and a configuration that asks for it."""
+def hostile_tokenizer(folder, canary, config="open_clip_config.json"):
+    """A transformers tokenizer whose class is in tok.py, and a configuration, if any, that asks for it."""
     (folder / "tok.py").write_text(
         code(canary) + "class Tok:\n    from_pretrained = classmethod(lambda *a, **k: Tok())\n"
     )
@@ -69,7 +70,8 @@ def hostile_tokenizer(folder, canary):
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
-    change(folder / "open_clip_config.json", "model_cfg.text_cfg.hf_tokenizer_name", "tok")
+    if config:
+        change(folder / config, "model_cfg.text_cfg.hf_tokenizer_name", "tok")
 
 
 @pytest.mark.parametrize("trust", [True, None], ids=["asked for", "not asked for"])
@@ -84,7 +86,101 @@ def test_a_clip_folder_runs_no_python(folder, canary, trust):
 def test_an_auto_map_in_the_other_file_runs_nothing(folder, canary):
     hostile_tokenizer(folder, canary)
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(ValueError, match="'auto_map', which names code"):
+    with pytest.raises(ValueError, match=r"names no tokenizer_class; allowed: .*CLIPTokenizer"):
+        load(folder)
+
+
+def with_tokenizer(folder, **values):
+    """The tokenizer of our mini pipeline in a CLIP's folder; values: of its configuration, None takes one out."""
+    shutil.copytree(Path(slug.__file__).parent / "assets" / "mini-sd" / "tokenizer", folder, dirs_exist_ok=True)
+    change(folder / "open_clip_config.json", "model_cfg.text_cfg.hf_tokenizer_name", "anything")
+    content = json.loads((folder / "tokenizer_config.json").read_text()) | values
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_no_subfolder_and_no_other_configuration_names_a_tokenizer(folder, canary, named, monkeypatch):
+    """A config.json's model_type, rag, led to tokenizers in subfolders, whose code ran after a "y" at the terminal."""
+    with_tokenizer(folder, tokenizer_class="CLIPTokenizer" if named else None)
+    part = {"model_type": "clip_text_model"}
+    rag = {"model_type": "rag", "question_encoder": part, "generator": part}
+    (folder / "config.json").write_text(json.dumps(rag))
+    for name in ("question_encoder_tokenizer", "generator_tokenizer"):
+        (folder / name).mkdir()
+        hostile_tokenizer(folder / name, canary, None)
+    monkeypatch.setattr("builtins.input", lambda *a: "y")
+    if named:
+        assert load(folder).tokens(["a cat"]).shape == (1, 24)
+    else:
+        with pytest.raises(ValueError, match="names no tokenizer_class"):
+            load(folder)
+
+
+@pytest.mark.parametrize("name", ["folder", "tag"])
+def test_no_tokenizer_is_trusted_with_code(folder, monkeypatch, name):
+    asked = []
+
+    def looked(*args, **kwargs):
+        asked.append(kwargs)
+        raise OSError("seen")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", looked)
+    if name == "folder":
+        with pytest.raises(ValueError, match="seen"):
+            load(with_tokenizer(folder))
+    else:
+        monkeypatch.setattr("slug_lite.runtime.checkpoints.download_pretrained", lambda config: "x.safetensors")
+        made = (torch.nn.Linear(1, 1), None, None)
+        monkeypatch.setattr("open_clip.create_model_and_transforms", lambda *a, **k: made)
+        with pytest.raises(OSError, match="seen"):
+            slug.load_clip("roberta-ViT-B-32/laion2b_s12b_b32k")
+    assert [one["trust_remote_code"] for one in asked] == [False]
+
+
+LETTER = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+LONG = base64.b64encode(b"\0" * 4 + b"a" * 100).decode()
+BACKENDS = [
+    '{"x": 1}', "nope", "[]", "[" * 100_000, '{"version": "1.0", "added_tokens": [], "model": {"type": "Foo"}}',
+    '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
+    '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 4294967295}, "unk_token": "zz"}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "CLIPTokenizer"])
+@pytest.mark.parametrize("content", BACKENDS, ids=lambda x: x[:40])
+def test_a_bad_backend_is_an_error_that_says_so(folder, kind, content):
+    """Rust raised a bare Exception, or what is no Exception."""
+    with_tokenizer(folder, tokenizer_class=kind)
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match="token"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [LETTER] * 4}, "one character at most"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 17}, "17 steps; 16"),
+        ("normalizer", {"type": "ByteLevel"}, "allowed: BertNormalizer"),
+        ("normalizer", {"type": "Prepend", "prepend": "a" * 99}, "one character at most"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": LONG}, "100 bytes for a letter"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "?"}, "no base64"),
+        ("normalizer", [7], "a table is needed"),
+        ("post_processor", {"type": "TemplateProcessing", "single": ["x"] * 10_000}, "at most 10,000"),
+    ],
+    ids=lambda x: str(x)[:40],
+)  # fmt: skip
+def test_no_step_of_a_backend_makes_much_of_a_letter(folder, part, value, message):
+    change(with_tokenizer(folder) / "tokenizer.json", part, value)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [3 * 10**6, 10**9, -1, "many"])
+def test_extra_ids_are_few(folder, value):
+    with_tokenizer(folder, tokenizer_class="T5Tokenizer", extra_ids=value)
+    with pytest.raises(ValueError, match=r"'extra_ids' in .* from 0 to 1,000"):
         load(folder)
 
 
@@ -99,8 +195,7 @@ def test_an_auto_map_in_the_other_file_runs_nothing(folder, canary):
         ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "tokenizer_class"),
         ("tokenizer_config.json", [], "a table is needed"),
         ("special_tokens_map.json", {"vocab_file": "../../outside"}, "'vocab_file'"),
-        ("config.json", {"tokenizer_class": "TransfoXLTokenizer"}, "tokenizer_class"),
-        ("config.json", [], "auto_map"),
+        ("config.json", {"tokenizer_class": "CLIPTokenizer"}, "names no tokenizer_class"),  # which is not asked
     ],
     ids=str,
 )  # fmt: skip
@@ -112,10 +207,10 @@ def test_a_tokenizer_names_no_path_and_no_other_class(folder, file, content, mes
 
 
 def test_a_harmless_tokenizer_of_transformers_is_read(folder):
-    shutil.copytree(Path(slug.__file__).parent / "assets" / "mini-sd" / "tokenizer", folder, dirs_exist_ok=True)
-    change(folder / "open_clip_config.json", "model_cfg.text_cfg.hf_tokenizer_name", "anything")
+    with_tokenizer(folder)
     change(folder / "open_clip_config.json", "model_cfg.text_cfg.tokenizer_kwargs", {"clean": "canonicalize"})
-    assert load(folder).tokens(["a cat"]).shape == (1, 24)
+    clip = load(folder)
+    assert clip.tokens(["a cat"]).shape == (1, 24) and clip.tokenizer.tokenizer.name_or_path == str(folder)
 
 
 @pytest.mark.parametrize(
