@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from .models import Clip
 from .pairs import Pairs
 from .runtime.checks import check_names, check_shown, check_validate
 from .runtime.functions import FunctionScorer
-from .runtime.modes import eval_mode
+from .runtime.modes import eval_mode, gradient_free
 from .runtime.replay import FromLayer, Replay
 from .runtime.zero_shot import embed_images, labels, zero_shot_classifier
 
@@ -92,7 +91,7 @@ class Scorer:
             return embed_images(self.clip, self.pixels[part])
         return zero_shot_classifier(self.clip, self.validation.names[part], self.validation.templates[part])
 
-    @torch.no_grad()
+    @gradient_free
     def logits(self, images: Tensor, classifier: Tensor) -> Tensor:
         """Scaled cosines (pictures, names) of unit vectors (pictures, dim) and (names, dim), float32, on the CPU."""
         return (self.clip.logit_scale() * images @ classifier.T).float().cpu()

@@ -21,6 +21,7 @@ from ..edit import Edit
 from ..gradients import Gradients
 from ..models import Clip
 from ..runtime.checks import unknown
+from ..runtime.modes import gradient_free
 from ..runtime.progress import bar
 from ..runtime.stacks import add_delta, kept
 from ..search import first_step, make_delta
@@ -60,7 +61,7 @@ def html_table(rows: Sequence[tuple[str, str, str]]) -> str:
 # ---- which layer? ---------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
+@gradient_free
 def layer_effects(
     clip: Clip, gradients: Gradients, validation: Validation, *, relative: Sequence[float] = RELATIVE,
     layers: Sequence[str] | None = None, progress: bool = True,
@@ -187,7 +188,7 @@ def thinned(validation: Validation, others: int) -> Validation:
     )
 
 
-@torch.no_grad()
+@gradient_free
 def step_explorer(
     clip: Clip, change: Edit | tuple[str, Tensor], validation: Validation, *, reach: float = 20.0, pictures: int = 6,
     others: int = 96,
@@ -224,7 +225,7 @@ def step_explorer(
     )  # fmt: skip
     box = ipywidgets.HTML()
 
-    @torch.no_grad()
+    @gradient_free
     def update(event: object = None) -> None:
         step = slide.value * unit
         with Edit({layer: make_delta(gradient, step).cpu()}, {layer: step}, "", base).on(clip, force=True):

@@ -17,6 +17,7 @@ from open_clip.tokenizer import bytes_to_unicode
 from torch import Tensor, nn
 
 from ..runtime.limits import cut
+from ..runtime.modes import gradient_free
 from ..runtime.undo import Undo, undone
 from .drawing import call_settings, check_draws, doubt, draw
 
@@ -97,7 +98,7 @@ def _adding(module: nn.Module, sums: dict[int, Tensor], counts: Counter[int]) ->
     return scores
 
 
-@torch.no_grad()
+@gradient_free
 def attention_maps(
     pipe: StableDiffusionPipeline, prompt: str, *, seed: int = 0, steps: int | None = None,
     guidance_scale: float | None = None,

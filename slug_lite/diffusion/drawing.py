@@ -14,6 +14,7 @@ from ..pairs import Pairs
 from ..runtime.broken import not_finite, one_colour
 from ..runtime.libraries import encoder_of, is_pipeline
 from ..runtime.limits import cut
+from ..runtime.modes import gradient_free
 from ..runtime.numbers import check_whole
 from ..runtime.progress import bar
 from ..runtime.undo import Undo, undone
@@ -125,7 +126,7 @@ def doubt(pipe: StableDiffusionPipeline) -> str:
     return f"{'; '.join(hints) or 'An edit that is on may be too large'}"
 
 
-@torch.no_grad()
+@gradient_free
 def prompt_states(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> torch.Tensor:
     """What the UNet is told of each prompt: (n, context length, width), in the text encoder's dtype."""
     return pipe.encode_prompt(cut(prompts), pipe.text_encoder.device, 1, False)[0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.libraries import encoder_of
-from ..runtime.modes import hooked
+from ..runtime.modes import gradient_free, hooked
 from ..runtime.text_towers import translate_names
 from .drawing import prompt_states
 
@@ -27,7 +27,7 @@ DAMPING = 0.03  # of the mean of C's diagonal, added to it: directions that no p
 PROMPTS = 64  # encoded at a time
 
 
-@torch.no_grad()
+@gradient_free
 def input_moments(pipe: StableDiffusionPipeline, prompts: Sequence[str], layers: Collection[str]) -> dict[str, Tensor]:
     """The mean of x x^T over the inputs x of layers of the text encoder, when it encodes prompts.
 

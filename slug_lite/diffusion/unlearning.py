@@ -28,6 +28,7 @@ from ..runtime.batches import Memory
 from ..runtime.broken import check_embedded
 from ..runtime.checks import NothingForgets, nothing_forgot
 from ..runtime.libraries import check_clip
+from ..runtime.modes import gradient_free
 from ..runtime.reports import reported, told
 from ..runtime.so_far import telling
 from ..runtime.text_towers import translate_names
@@ -123,7 +124,7 @@ def least_shift(
     return replace(edits[min(edits, key=shifts.__getitem__)], trace=trace)
 
 
-@torch.no_grad()
+@gradient_free
 def shift(pipe: StableDiffusionPipeline, edit: Edit, prompts: Sequence[str]) -> float:
     """By how much of its length an edit moves what the text encoder says of prompts, the mean over positions.
 

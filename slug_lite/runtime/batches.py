@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .modes import no_gradients
 from .numbers import check_whole
 from .processes import all_gather, processes
 
@@ -99,7 +100,7 @@ def cached_backward(
         value.backward()
         tick()
         return value.item()
-    with torch.no_grad():  # inputs are made anew in the second pass: at full size they outweigh a gradient
+    with no_gradients():  # inputs are made anew in the second pass: at full size they outweigh a gradient
         images, texts = (torch.cat(some) for some in zip(*(embed(rows) for rows in parts), strict=True))
     (images, own), (texts, _) = all_gather(images), all_gather(texts)
     value = loss(images.requires_grad_(), texts.requires_grad_())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .modes import gradient_free
 from .text_towers import tower_fingerprint
 
 SAMPLE = 4096  # values of each tensor that are looked at, evenly spaced
@@ -18,7 +19,7 @@ STEP = 0.05  # in powers of two: how much the sizes of all tensors together may 
 _DIGITS = 4  # of the fingerprint's 16, that stand for the sizes; the others for the signs
 
 
-@torch.no_grad()
+@gradient_free
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """16 hex digits: 12 of SHA-256 over every weight's name, shape and signs of sampled values; 4 for their sizes.
 

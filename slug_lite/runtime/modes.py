@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import partial, wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from .undo import LOCK, Undo, undone
 
 if TYPE_CHECKING:
     from ..models import Clip
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 def note_modes(undo: Undo, model: nn.Module) -> None:
@@ -42,6 +44,24 @@ def eval_mode(undo: Undo, model: nn.Module) -> None:
     with LOCK:
         note_modes(undo, model)
         model.eval()
+
+
+@undone
+def no_gradients(undo: Undo) -> None:
+    """As `torch.no_grad`, which an interrupt can leave switched on for the whole process."""
+    undo[object()] = partial(torch.set_grad_enabled, torch.is_grad_enabled())
+    torch.set_grad_enabled(False)
+
+
+def gradient_free(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that is called under `no_gradients`."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        with no_gradients():
+            return function(*args, **kwargs)
+
+    return called
 
 
 @undone

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .modes import gradient_free
+
 # open_clip's name -> transformers'
 _OUTSIDE = {
     "token_embedding.weight": "embeddings.token_embedding.weight",
@@ -117,7 +119,7 @@ def translate(tensors: Mapping[str, Tensor], names: Container[str]) -> dict[str,
     return to_open_clip(tensors, prefix)
 
 
-@torch.no_grad()
+@gradient_free
 def tower_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """What tells text towers apart: four hex digits for embeddings and final norm, and four for each block.
 

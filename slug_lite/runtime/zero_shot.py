@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .modes import gradient_free
+
 if TYPE_CHECKING:
     from ..models import Clip
     from ..pairs import Pairs
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 BATCH = 256  # pictures or captions embedded at a time
 
 
-@torch.no_grad()
+@gradient_free
 def zero_shot_classifier(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """One unit vector a name, (len(names), dim): the normalised mean over its prompts (Radford et al., 2021).
 
@@ -29,7 +31,7 @@ def zero_shot_classifier(clip: Clip, names: Sequence[str], templates: Sequence[s
     return F.normalize(features.unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
 
 
-@torch.no_grad()
+@gradient_free
 def embed_images(clip: Clip, pixels: Tensor) -> Tensor:
     """Unit vectors (n, dim) of pictures (n, 3, S, S), in batches."""
     return torch.cat([clip.image_features(part) for part in pixels.split(BATCH)])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models import Clip
 from ..runtime.broken import check_embedded
+from ..runtime.modes import gradient_free
 from ..runtime.zero_shot import embed_images, labels, zero_shot_classifier
 from . import toonworld
 
@@ -50,7 +51,7 @@ def auc(members: Tensor | Sequence[float], others: Tensor | Sequence[float]) -> 
     return ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
 
 
-@torch.no_grad()
+@gradient_free
 def evaluate(clip: Clip, split: str = "test", *, n: int = 12, seed: int = 0) -> dict[str, Any]:
     """Zero-shot accuracy on the mini world, among the names of each kind.
 
@@ -75,7 +76,7 @@ def evaluate(clip: Clip, split: str = "test", *, n: int = 12, seed: int = 0) -> 
     return out | {"per_concept": pd.DataFrame(rows)}
 
 
-@torch.no_grad()
+@gradient_free
 def recognised(clip: Clip, name: str, *, n: int = 48, seed: int = 0, split: str = "test", top: int = 1) -> Tensor:
     """Which of n fresh pictures of a concept of the mini world does the model name rightly? Bool (n,), on the CPU.
 

@@ -25,6 +25,7 @@ from ..runtime.broken import check_one_colour
 from ..runtime.checks import unknown
 from ..runtime.files import check_tensors, header, read_json
 from ..runtime.labels import check_label
+from ..runtime.modes import gradient_free
 from .captions import NAMES
 
 NONE = "none of these"
@@ -58,7 +59,7 @@ class Judge:
     def __init__(self, net: JudgeNet, names: dict[str, Sequence[str]] = NAMES) -> None:
         self.net, self.names = net.eval(), {kind: tuple(members) for kind, members in names.items()}
 
-    @torch.no_grad()
+    @gradient_free
     def _run(self, images: Pairs | np.ndarray | Sequence[Image.Image], what: nn.Module) -> list:
         x = pixels(images)
         return [what(batch) for batch in x.split(128)]

@@ -30,7 +30,7 @@ COVERED = {
     "edited": "Edit.on", "_shifted": "Edit.apply", "kept": "search_step", "together": "together",
     "silent": "silent", "_recorded": "record", "_played": "play", "attention._recorded": "attention",
     "_without_bar": "generated_pairs", "loop._interrupts": "training", "loop._begun": "optimizer",
-    "telling": "telling", "remark": "remark",
+    "telling": "telling", "remark": "remark", "no_gradients": "fingerprint",
 }  # fmt: skip
 LAYERS = ("visual.proj", "transformer.resblocks.0.mlp.c_fc.weight")
 
@@ -152,6 +152,7 @@ OPERATIONS = {
     "training": in_block(loop._interrupts),
     "telling": in_block(lambda: so_far.telling({})),
     "remark": in_block(lambda: so_far.remark("stopped")),
+    "fingerprint": lambda: slug.fingerprint(clip()),  # gradients off, and on again
     "optimizer": in_block(lambda: loop._begun(OPTIMIZER)),
 }
 
@@ -290,6 +291,8 @@ def test_there_is_one_way_to_write_a_context_manager():
                 and "register_forward" in ast.unparse(node.func)
                 and file != "runtime/modes.py"
             ):
+                wrong.append((file, text))
+            if text.startswith("torch.no_grad") and not file.startswith("pretrain/"):  # trainings have their process
                 wrong.append((file, text))
             if isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node).endswith("ExitStack"):
                 wrong.append((file, "ExitStack"))
