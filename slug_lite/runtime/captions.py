@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from ..pairs import Pairs
 
 UNORDERED = ", in an order: a set has none"
+BREAKS = r"[\s_\-\u2010-\u2015\u2212\u200b]+"  # between words: spaces, also one of no width, dashes, "_"
+INVISIBLE = re.compile(r"[\u00ad\u200c\u200d\u2060\ufeff]")  # within words: soft hyphens, joiners
+# Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese; and Korean, which adds suffixes
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+SUFFIXED = UNSPACED + r"\uac00-\ud7af"
 
 
 def as_captions(captions: Iterable[str]) -> list[str]:
@@ -86,11 +91,31 @@ def _listed(some: Iterable) -> list:
     return list(some.tolist() if hasattr(some, "tolist") else some)
 
 
+def plain(text: str) -> str:
+    """A text for comparison alone: compatible letters as one (NFKC: accents, full width), without what is not seen."""
+    return INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+
+
 @lru_cache(maxsize=1 << 14)
 def fold(text: str) -> str:
-    """A text as it is compared: without case, accents composed (NFC), runs of spaces, "_" and "-" as one space."""
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    return re.sub(r"[\s_\-]+", " ", text).strip()
+    """A text as it is compared: `plain`, without case, runs of spaces, dashes and "_" as one space."""
+    text = unicodedata.normalize("NFKC", plain(text).casefold())
+    return re.sub(BREAKS, " ", text).strip()
+
+
+def naming(name: str) -> str:
+    """A regular expression for a name, which is `plain`, in a text: not within a word, where a script has words."""
+    left, right = (re.match(f"[{script}]", letter) for script, letter in ((UNSPACED, name[:1]), (SUFFIXED, name[-1:])))
+    spelt = re.escape(name).replace("\\ ", BREAKS)
+    return ("" if left else rf"(?<![^\W{UNSPACED}])") + spelt + ("" if right else rf"(?![^\W{SUFFIXED}])")
+
+
+def shared_names(concepts: Sequence[Sequence[str]] | None) -> set[str]:
+    """The names that all have in common, in any spelling, as the first one spells them."""
+    if not concepts:
+        return set()
+    common = set.intersection(*({fold(name) for name in names} for names in concepts))
+    return set({fold(name): name for name in concepts[0] if fold(name) in common}.values())
 
 
 class Reader:
@@ -130,7 +155,7 @@ def check_read(clip: Clip, forgets: Sequence[Pairs], retain: Pairs) -> None:
     reader, counts = Reader(clip.tokens), list[str]()
     for what, pairs in (*(("forget", some) for some in forgets), ("retain", retain)):
         cut = reader.cut(pairs.captions)
-        names = set.intersection(*map(set, pairs.concepts)) if pairs.concepts and what == "forget" else set()
+        names = shared_names(pairs.concepts) if what == "forget" else set()
         lost = [caption for caption in cut if any(_falls_off(reader, caption, name) for name in names)]
         if lost:
             raise ValueError(
@@ -144,8 +169,7 @@ def check_read(clip: Clip, forgets: Sequence[Pairs], retain: Pairs) -> None:
 
 def _falls_off(reader: Reader, caption: str, name: str) -> bool:
     """Does the caption say the name, in whatever spelling, but not within what is read?"""
-    ways = {fold(name), re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFC", name)).strip()}  # "ß" is folded to "ss"
-    spelt = "|".join(re.escape(way).replace("\\ ", r"[\s_\-]+") for way in sorted(ways))
-    text = unicodedata.normalize("NFC", caption)
-    first = re.search(rf"(?<!\w)(?:{spelt})(?!\w)", text, re.IGNORECASE)
+    ways = {fold(name), re.sub(BREAKS, " ", plain(name)).strip()}  # "ß" is folded to "ss"
+    text = plain(caption)
+    first = re.search("|".join(map(naming, sorted(ways))), text, re.IGNORECASE)
     return first is not None and reader.too_long(text[: first.end()])

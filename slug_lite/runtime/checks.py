@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .broken import check_one_colour
-from .captions import fold
+from .captions import fold, naming, shared_names
 from .fingerprints import same_weights
 from .limits import check_size
 from .text_towers import differences
@@ -198,9 +198,9 @@ def check_lengths(images: Sequence, captions: Sequence[str], concepts: Sequence[
 
 def shared_name(forget: Pairs, validate: object) -> str:
     """What all pairs of a forget set are about. ValueError for a validation that asks for something else."""
-    shared = set.intersection(*map(set, forget.concepts)) if forget.concepts else set()
+    shared = shared_names(forget.concepts)
     asked = getattr(validate, "forget", None)
-    if shared and isinstance(asked, str) and asked not in shared:
+    if shared and isinstance(asked, str) and fold(asked) not in map(fold, shared):
         raise ValueError(f"the forget set shows {', '.join(sorted(shared))}, the validation asks for {asked}")
     return " + ".join(sorted(shared)) or "the forget set"
 
@@ -225,14 +225,17 @@ def check_disjoint(forget: Pairs, kept: Pairs, what: str = "retain") -> None:
     """
     captions = [fold(caption) for caption in kept.captions]
     if forget.concepts is not None:
-        common = set.intersection(*map(set, forget.concepts))
+        common = shared_names(forget.concepts)
         subjects = {frozenset(names) for names in ([common] if common else forget.concepts)} - {frozenset()}
         about = {names: _about(names, kept, captions) for names in subjects}
         shared = [names for names in subjects if about[names]]
         if shared:
             told = "; ".join(sorted(" in ".join(sorted(names)) for names in shared))
-            number = len(set().union(*about.values()))
-            raise ValueError(f"{number} {what} pairs are about {told}, the concept to forget")
+            rows = sorted(set().union(*about.values()))
+            raise ValueError(
+                f"{len(rows)} {what} pairs are about {told}, the concept to forget, by what is said to be shown or by "
+                f"the caption; number {rows[0]} first: {kept.captions[rows[0]]!r}"
+            )
     own = {fold(caption) for caption in forget.captions}
     both = [caption for caption, folded in zip(kept.captions, captions, strict=True) if folded in own]
     if both:
@@ -240,12 +243,16 @@ def check_disjoint(forget: Pairs, kept: Pairs, what: str = "retain") -> None:
 
 
 def _about(names: frozenset[str], pairs: Pairs, captions: Sequence[str]) -> set[int]:
-    """Which pairs show all of `names`? By their concepts, else by what their captions, which are folded, say."""
-    wanted = {fold(name) for name in names}
-    if pairs.concepts is not None:
-        return {i for i, shown in enumerate(pairs.concepts) if wanted <= {fold(name) for name in shown}}
-    spelt = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)") for name in wanted]
-    return {i for i, caption in enumerate(captions) if all(one.search(caption) for one in spelt)}
+    """Which pairs show all of `names`, by their concepts or by what their captions, which are folded, say?
+
+    What a caption says is learned again, whatever the picture is said to show.
+    """
+    wanted = {fold(name): re.compile(naming(fold(name))) for name in names}
+    shown = [{fold(name) for name in some} for some in pairs.concepts or [()] * len(pairs)]
+    return {
+        i for i, (caption, some) in enumerate(zip(captions, shown, strict=True))
+        if all(name in some or spelt.search(caption) for name, spelt in wanted.items())
+    }  # fmt: skip
 
 
 def check_protect(forget: Sequence[Pairs], protect: Sequence[Pairs]) -> None:

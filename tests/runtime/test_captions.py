@@ -1,5 +1,7 @@
 """Captions as people have them, in whatever spelling, and how much of them a model reads."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +9,8 @@ import torch
 
 import slug_lite as slug
 from slug_lite import Pairs
-from slug_lite.runtime.captions import Reader, check_read, fold
-from slug_lite.runtime.checks import check_disjoint
+from slug_lite.runtime.captions import Reader, check_read, fold, shared_names
+from slug_lite.runtime.checks import check_disjoint, shared_name
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
 
@@ -131,7 +133,10 @@ def test_a_caption_that_is_cut_is_counted(tiny, sets):
         slug.one_shot_gradients(tiny, forget, long, layers=lambda name, _: name == "text_projection", progress=False)
 
 
-@pytest.mark.parametrize("spelt", ["Ada Sunfield", "ADA  SUNFIELD", "ada_sunfield", "Ada-Sunfield"])
+@pytest.mark.parametrize(
+    "spelt",
+    ["Ada Sunfield", "ADA  SUNFIELD", "ada_sunfield", "Ada-Sunfield", "Ada\u2011Sunfield", "A\u00adda Sunfield"],
+)
 def test_a_name_that_falls_off_is_an_error(tiny, sets, spelt):
     forget, retain = sets
     late, early = "a very long caption" + ", very long" * 8 + f", of {spelt}", f"{spelt}" + ", very long" * 12
@@ -177,10 +182,18 @@ def test_a_name_that_is_read_in_part_is_not_read(tiny, sets):
 def test_spellings_that_are_one():
     for one in ("elon musk", "Elon_Musk", "ELON  MUSK", "Elon-Musk", " elon\tmusk\n", "Elon _ Musk"):
         assert fold(one) == "elon musk"
+    for one in (*SPELT, "Elon\u2010Musk", "Elon \u2014 Musk", "\ufeffElon\u200d Musk\u2060"):
+        assert fold(one) == "elon musk"
     assert fold("Beyonc\u00e9") == fold("BEYONCE\u0301") != fold("Beyonce") and fold("Straße") == fold("STRASSE")
 
 
-@pytest.mark.parametrize("spelt", ["elon musk", "Elon_Musk", "ELON  MUSK", "Elon-Musk"])
+SPELT = [
+    "elon musk", "Elon_Musk", "ELON  MUSK", "Elon-Musk", "Elon\u2011Musk", "Elon\u2013Musk", "Elon\u200bMusk",
+    "El\u00adon Musk", "\uff25\uff4c\uff4f\uff4e \uff2d\uff55\uff53\uff4b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelt", SPELT)
 def test_the_concept_in_other_spellings_is_the_concept(spelt):
     forget = Pairs(IMAGES, ["one", "two", "three"], [("Elon Musk",)] * 3)
     for kept in (
@@ -202,3 +215,44 @@ def test_shared_captions_in_other_spellings():
     bare = Pairs(IMAGES, ["a photo of Elon Musk", "b", "c"])
     with pytest.raises(ValueError, match="share captions, for instance 'a photo of elon_musk'"):
         check_disjoint(bare, Pairs(IMAGES, ["x", "y", "a photo of elon_musk"]))
+
+
+def test_what_captions_say_counts_where_pictures_are_said_to_show_something_else():
+    """The name would be learned again from such a caption."""
+    forget = Pairs(IMAGES, ["one", "two", "three"], [("Elon Musk",)] * 3)
+    captions = ["a cat", "a dog", "a photo of elon musk with a dog"]
+    with pytest.raises(ValueError, match=r"1 retain pairs are about Elon.* by the caption; number 2 first: 'a photo"):
+        check_disjoint(forget, Pairs(IMAGES, captions, [("cat",), ("dog",), ("dog",)]))
+    clay = Pairs(IMAGES, ["one", "two", "three"], [("cat", "Clay")] * 3)
+    cells = [("cat", "Papercut"), ("dog", "Clay"), ("cat",)]
+    check_disjoint(clay, Pairs(IMAGES, ["a cat", "a clay figure", "a drawing"], cells))
+    with pytest.raises(ValueError, match="2 retain pairs are about Clay in cat"):
+        check_disjoint(clay, Pairs(IMAGES, ["a cat, perhaps of clay", "a clay figure", "clay"], cells))
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "other"),
+    [("猫", "猫の写真", "犬の写真"), ("東京タワー", "夜の東京タワーです", "東京"), ("แมว", "รูปแมวดำ", "รูปหมา"),
+     ("김민수", "김민수는 웃는다", "이김민수"), ("Zorbo", "Zorboの写真", "Zorbos"), ("Zorbo", "Zorbo는", "aZorbo")],
+)  # fmt: skip
+def test_names_are_found_where_no_spaces_are_between_words(tiny, name, says, other):
+    forget = Pairs(IMAGES, ["one", "two", "three"], [(name,)] * 3)
+    check_disjoint(forget, Pairs(IMAGES, [other, "x", "y"]))
+    with pytest.raises(ValueError, match=f"1 retain pairs are about {name}"):
+        check_disjoint(forget, Pairs(IMAGES, [says, "x", "y"]))
+    late = Pairs(IMAGES, [f"very {'long ' * 22}{says}"] * 3, [(name,)] * 3)
+    with pytest.raises(ValueError, match=f"3 of 3 forget captions name {name} only behind"):
+        check_read(tiny, [late], late)
+
+
+def test_what_pairs_have_in_common_is_found_in_any_spelling(tiny, sets):
+    """In two spellings nothing was in common: nothing was found to fall off, and the set had no name."""
+    spelt = [("Ada Sunfield", "x"), ("ada_sunfield",), ("ADA SUNFIELD", "y")]
+    assert shared_names(spelt) == {"Ada Sunfield"} and shared_names([("a",), ("b",)]) == shared_names(None) == set()
+    late = Pairs(sets[0].images, [f"very {'long ' * 22}Ada Sunfield"] * 6, spelt * 2)
+    with pytest.raises(ValueError, match="6 of 6 forget captions name Ada Sunfield only behind"):
+        check_read(tiny, [late], sets[1])
+    asked = SimpleNamespace(forget="Ada-Sunfield")
+    assert shared_name(late, asked) == "Ada Sunfield"
+    with pytest.raises(ValueError, match="shows Ada Sunfield, the validation asks for Zorbo"):
+        shared_name(late, SimpleNamespace(forget="Zorbo"))
