@@ -45,7 +45,7 @@ class Report:
 
     @property
     def all_reached(self) -> bool:
-        """Was all reached that was asked for?"""
+        """Was all reached that was asked for, as far as it was measured? See `not_known`."""
         return not self.missed
 
     @property
@@ -67,6 +67,18 @@ class Report:
                 f"{100 * self.max_accuracy_drop:.2g} points was allowed"
             )
         return found
+
+    @property
+    def not_known(self) -> list[str]:
+        """What was asked for and nobody measured, in words: neither reached nor missed."""
+        if self.parts:
+            return [f"{shown(part.concept)}: {what}" for part in self.parts for what in part.not_known]
+        if self.max_accuracy_drop is None or None not in (self.retained_before, self.retained_after):
+            return []
+        return [
+            f"retained accuracy, which was to drop by {100 * self.max_accuracy_drop:.2g} points at most (validate "
+            "gave no 'retain_accuracy', or shows only the concept's own pictures)"
+        ]
 
     @property
     def _dropped(self) -> bool:
@@ -123,14 +135,16 @@ def reported(
 
 
 def shortfall(report: Any) -> str:
-    """For `repr`: what was not reached, and where that was measured; "" where all was, or nothing is known."""
-    if report is None or report.all_reached:
+    """For `repr`: what was not reached, and where that was measured, and what is not known; "" for no report."""
+    if report is None:
         return ""
-    return f"; NOT REACHED{f' on the split {report.split!r}' if report.split else ''}: {'; '.join(report.missed)}"
+    split = f" on the split {report.split!r}" if report.split else ""
+    missed = f"; NOT REACHED{split}: {'; '.join(report.missed)}" if report.missed else ""
+    return missed + (f"; NOT KNOWN: {'; '.join(report.not_known)}" if report.not_known else "")
 
 
 def told(edit: Told) -> Told:
     """The edit itself, with a warning where not all was reached. To be called where a user's own call ends."""
-    if missed := shortfall(edit.report):
-        warnings.warn(f"{shown(edit.concept)}{missed}. See edit.report", stacklevel=3)
+    if edit.report is not None and edit.report.missed:
+        warnings.warn(f"{shown(edit.concept)}{shortfall(edit.report)}. See edit.report", stacklevel=3)
     return edit

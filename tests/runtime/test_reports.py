@@ -54,6 +54,20 @@ def test_what_was_not_asked_for_is_not_missed():
     assert report(after(kept=0.8951)).all_reached and report(after(kept=1.0), max_accuracy_drop=0.0).all_reached
 
 
+def test_what_nobody_measured_is_said_and_is_no_shortfall(tiny, recwarn):
+    """A validation without a retained accuracy cannot say that enough was kept."""
+    one, good = report({"forget_accuracy": 0.0}), report(after())
+    assert one.all_reached and len(one.not_known) == 1 and "drop by 0.5 points at most" in one.not_known[0]
+    assert good.not_known == report({"forget_accuracy": 0.0}, drop=False).not_known == []
+    edit = slug.Edit({LAYER: torch.ones_like(tiny.weights()[LAYER]).half()}, {LAYER: 1.0}, "Ada", "x", report=one)
+    assert "NOT KNOWN: retained accuracy, which" in repr(edit) and "NOT REACHED" not in repr(edit)
+    assert told(edit) is edit and not recwarn.list and "NOT KNOWN" not in repr(replace(edit, report=good))
+    both = shortfall(report({"forget_accuracy": 0.5}, rule="top1"))
+    assert both.startswith("; NOT REACHED: not forgotten") and "; NOT KNOWN: retained" in both
+    whole = together([good, replace(one, concept="Zorbo")])
+    assert [text.partition(":")[0] for text in whole.not_known] == ["Zorbo"] and whole.all_reached
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_merged_edit_that_breaks_the_model_is_reported_and_not_lost(tiny):
     """A function may return NaN with it on: that is nothing to end a whole search with."""
