@@ -42,8 +42,8 @@ class Clip:
     tokenizer: Callable[[list[str]], Tensor]
     preprocess: Callable[[Image.Image], Tensor]
 
-    def __post_init__(self) -> None:
-        self.model = unwrapped(self.model)
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, unwrapped(value) if name == "model" else value)
 
     @classmethod
     def from_transformers(cls, model: nn.Module, processor: Any) -> Clip:

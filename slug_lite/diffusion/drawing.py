@@ -12,12 +12,13 @@ import torch
 
 from ..pairs import Pairs
 from ..runtime.broken import not_finite, one_colour
-from ..runtime.libraries import encoder_of, is_pipeline
+from ..runtime.libraries import check_stable, is_pipeline
 from ..runtime.limits import cut
 from ..runtime.modes import gradient_free
 from ..runtime.numbers import check_whole
 from ..runtime.progress import bar
 from ..runtime.undo import Undo, undone
+from ..runtime.wrappers import parallel
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -27,9 +28,19 @@ GUIDANCE = 3.2  # what suits mini Stable Diffusion; diffusers' own 7.5 oversatur
 
 
 def check_draws(pipe: object) -> None:
-    """ValueError for what is no StableDiffusionPipeline."""
-    if not is_pipeline(pipe) or not encoder_of(pipe):
+    """ValueError for what is no StableDiffusionPipeline, or has a part that diffusers cannot call.
+
+    Whether an edit could go on it is not asked: PEFT in a text encoder, or offloading of any kind, draws well.
+    """
+    if not is_pipeline(pipe):
         raise ValueError(f"pictures are drawn by a StableDiffusionPipeline, not by a {type(pipe).__name__}")
+    check_stable(pipe)
+    for name in ("text_encoder", "unet", "vae"):
+        if around := parallel(getattr(pipe, name)):
+            raise ValueError(
+                f"the pipeline's {name} is a {around}, which diffusers cannot call; give it the model inside: "
+                f"pipe.{name} = pipe.{name}.module"
+            )
 
 
 def generated_pairs(
@@ -116,14 +127,20 @@ def draw(
 def doubt(pipe: StableDiffusionPipeline) -> str:
     """What to look at where pictures come out broken: weights that are not finite, half precision, safety checker."""
     for name in ("text_encoder", "unet", "vae"):
-        bad = [n for n, p in getattr(pipe, name).named_parameters() if not torch.isfinite(p).all()]
-        if bad:
+        if bad := broken_weights(getattr(pipe, name)):
             return f"Weights of the pipeline's {name} are not finite: {bad[0]!r}, {len(bad)} in all"
     halves = [name for name in ("unet", "vae") if getattr(pipe, name).dtype == torch.float16]
     hints = [f"{' and '.join(halves)} in float16 may overflow: try float32 or bfloat16"] if halves else []
     if getattr(pipe, "safety_checker", None) is not None:
         hints.append("the safety checker blackens what it flags: safety_checker=None draws without it")
     return f"{'; '.join(hints) or 'An edit that is on may be too large'}"
+
+
+@gradient_free
+def broken_weights(model: torch.nn.Module) -> list[str]:
+    """Names of weights that are not finite; of float8 too, and of those that are in memory alone."""
+    kept = {name: weight for name, weight in model.named_parameters() if not weight.is_meta}
+    return [name for name, weight in kept.items() if not torch.isfinite(weight.float()).all()]
 
 
 @gradient_free

@@ -26,8 +26,8 @@ from ..models import Clip
 from ..pairs import Pairs
 from ..runtime.batches import Memory
 from ..runtime.broken import check_embedded
-from ..runtime.checks import NothingForgets, nothing_forgot
-from ..runtime.libraries import check_clip
+from ..runtime.checks import FREEZE, NothingForgets, check_fit, nothing_forgot
+from ..runtime.libraries import check_clip, encoder_of
 from ..runtime.modes import gradient_free
 from ..runtime.reports import reported, told
 from ..runtime.so_far import telling
@@ -36,7 +36,7 @@ from ..search import DELTA_DTYPE, StepSearch, by_preference, make_delta, search_
 from ..several import in_rounds, merge_all, protected, tasks_of
 from ..targets import fingerprint, weights_of
 from ..validation import Validate, scorer_of
-from .drawing import check_draws, prompt_states
+from .drawing import broken_weights, check_draws, prompt_states
 from .precondition import input_moments, precondition
 
 if TYPE_CHECKING:
@@ -164,12 +164,25 @@ def has_layer(target: object, layer: str) -> bool:
 def check_pipeline_of(pipe: StableDiffusionPipeline, clip: Clip) -> None:
     """ValueError for what draws no pictures, and for a pipeline whose text encoder is not this CLIP's text tower."""
     check_draws(pipe)
-    layer = next((n for n in clip.weights() if clip.tower(n) == "text" and has_layer(pipe, n)), None)
-    if layer is None:
+    layers = [n for n in clip.weights() if clip.tower(n) == "text" and has_layer(pipe, n)]
+    if not layers:
         raise ValueError("the pipeline's text encoder has no weight of this CLIP's text tower")
-    nothing = torch.zeros_like(clip.weights()[layer], dtype=DELTA_DTYPE)
+    check_usable(pipe, [n for n in layers if clip.weights()[n].requires_grad and reaches_all(clip, n)])
+    nothing = torch.zeros_like(clip.weights()[layers[0]], dtype=DELTA_DTYPE)
     try:
-        Edit({layer: nothing}, {layer: 0.0}, "nothing", fingerprint(clip)).check(pipe)
+        Edit({layers[0]: nothing}, {layers[0]: 0.0}, "nothing", fingerprint(clip)).check(pipe)
     except ValueError as error:
         reason = str(error).replace("the edit was made for the model", "the CLIP is").partition("; force=")[0]
         raise ValueError(f"the pipeline's text encoder is not this CLIP's text tower: {reason}") from error
+
+
+def check_usable(pipe: StableDiffusionPipeline, layers: Sequence[str]) -> None:
+    """ValueError for a text encoder whose weights are not finite, or are so kept that an edit of `layers` cannot be."""
+    weights = weights_of(pipe)
+    for name in dict.fromkeys(name for layer in layers for name in translate_names(layer, weights)):
+        try:
+            check_fit(name, name, weights, weights[name])
+        except ValueError as error:
+            raise ValueError(f"{error}{FREEZE}") from error
+    if bad := broken_weights(encoder_of(pipe)):
+        raise ValueError(f"weights of the pipeline's text encoder are not finite: {bad[0]!r}, {len(bad)} in all")

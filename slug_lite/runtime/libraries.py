@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .wrappers import check_offload, unwrapped
+from .checks import check_fit
+from .wrappers import check_offload, check_parts, unwrapped
 
 
 def is_pipeline(target: object) -> bool:
@@ -23,30 +24,56 @@ def encoder_of(target: object) -> nn.Module | None:
     """
     if isinstance(target, nn.Module):
         target = unwrapped(target)
+        _check_in_memory(target)
+    elif isinstance(own := getattr(target, "model", None), nn.Module):  # a Clip's, with what has happened to it since
+        check_parts(own)
+        _check_in_memory(own)
     kinds = {kind.__name__ for kind in type(target).__mro__}
     if "CLIPTextModel" in kinds or "DiffusionPipeline" not in kinds:
         return target if "CLIPTextModel" in kinds else None
-    if "StableDiffusionPipeline" not in kinds:
-        raise ValueError(
-            f"the pipeline is a {type(target).__name__}; a StableDiffusionPipeline is needed (one of other parts that "
-            "shares its text encoder has the edit too)"
-        )
-    encoder = unwrapped(getattr(target, "text_encoder", None))
+    check_stable(target)
+    encoder = unwrapped(target.text_encoder)
     if "CLIPTextModel" not in {kind.__name__ for kind in type(encoder).__mro__}:
-        found = "has no text_encoder" if encoder is None else f"has a {type(encoder).__name__} as text_encoder"
-        raise ValueError(f"the pipeline {found}; a transformers.CLIPTextModel is needed")
+        raise ValueError(
+            f"the pipeline has a {type(encoder).__name__} as text_encoder; a transformers.CLIPTextModel is needed"
+        )
     check_offload(encoder)
+    _check_in_memory(encoder)
     return encoder
 
 
+def check_stable(pipe: object) -> None:
+    """ValueError for a pipeline that is no StableDiffusionPipeline with a text encoder."""
+    if "StableDiffusionPipeline" not in {kind.__name__ for kind in type(pipe).__mro__}:
+        raise ValueError(
+            f"the pipeline is a {type(pipe).__name__}; a StableDiffusionPipeline is needed (one of other parts that "
+            "shares its text encoder has the edit too)"
+        )
+    if getattr(pipe, "text_encoder", None) is None:
+        raise ValueError("the pipeline has no text_encoder; a transformers.CLIPTextModel is needed")
+
+
+def _check_in_memory(model: nn.Module) -> None:
+    """ValueError for weights that are elsewhere: of these not even a fingerprint can be taken."""
+    weights = dict(model.named_parameters())
+    for name in [name for name, weight in weights.items() if weight.is_meta][:1]:
+        check_fit(name, name, weights, weights[name])
+
+
 def check_clip(clip: object) -> None:
-    """ValueError for a pipeline where a Clip is needed, with what to do instead."""
+    """ValueError for a pipeline where a Clip is needed, with what to do instead, and for weights without gradients.
+
+    Those are on the meta device, or in float8. Whole numbers pass: the search leaves out what asks for no gradient.
+    """
     if is_pipeline(clip) or encoder_of(clip):
         raise ValueError(
             f"a {type(clip).__name__} has no vision tower to take gradients through. Find the edit on the CLIP that "
             "its text encoder comes from, unlearn_pipeline(pipe, clip, ...), and put it on: edit.on(pipe). Forget "
             "pictures that only the pipeline can supply come from generated_pairs(pipe, prompt, n)"
         )
+    weights = dict(clip.model.named_parameters()) if isinstance(getattr(clip, "model", None), nn.Module) else {}
+    for name in [name for name, weight in weights.items() if weight.is_floating_point()]:
+        check_fit(name, name, weights, weights[name])
 
 
 def embedding(out: Any) -> Tensor:

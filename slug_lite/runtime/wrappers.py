@@ -39,11 +39,22 @@ def unwrapped(model: Given) -> Any:
     return model
 
 
+def parallel(model: object) -> str | None:
+    """The wrapper around a model that computes on several GPUs, by its name; it hides the model's own attributes."""
+    return next((kind for kind in _kinds(model) if _SEE_THROUGH.get(kind) == "module"), None)
+
+
 def check_parts(model: nn.Module) -> None:
     """ValueError for a model that is, or in which a part is, wrapped by something that changes its weights' names."""
     for name, part in model.named_modules():
         kinds = _kinds(part)
         refused = next((kind for kind in kinds if kind in _REFUSED), None)
+        if name and (around := next((kind for kind in kinds if kind in _SEE_THROUGH), None)):
+            raise ValueError(
+                f"a {type(model).__name__} cannot be edited: its part {name!r} is a {around}, which changes the "
+                f"names of weights; put the part in it back, its .{_SEE_THROUGH[around]}, and wrap the whole model "
+                "instead, or compile the part in place by part.compile()"
+            )
         if refused:
             where = f"its part {name!r} is" if name else "it is"
             raise ValueError(f"a {type(model).__name__} cannot be edited: {where} a {refused}, {_REFUSED[refused]}")

@@ -54,3 +54,31 @@ def test_adapters_in_a_model_are_named(tiny):
 def test_what_is_not_wrapped_stays_as_it_is():
     for other in (None, 3, "clip", nn.Linear(2, 2)):
         assert unwrapped(other) is other
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compile", "DataParallel"])
+def test_a_model_that_is_wrapped_later_is_the_model_too(tiny, sets, wrap):
+    edit, before = make(tiny), state(tiny)
+    clip = slug.Clip(tiny.model, tiny.tokenizer, tiny.preprocess)
+    clip.model = wrap(clip.model)
+    assert clip.model is tiny.model and slug.fingerprint(clip) == slug.fingerprint(tiny)
+    with edit.on(clip):
+        assert not torch.equal(tiny.weights()[LAYER], before[LAYER])
+    assert {clip.tower(n) for n in slug.one_shot_gradients(clip, *sets, progress=False).stats.index} == {
+        "vision", "text",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"), [(torch.compile, "OptimizedModule"), (nn.DataParallel, "DataParallel")], ids=["compile", "DP"]
+)
+def test_wrapped_parts_are_named(tiny, sets, wrap, name):
+    edit, forget_retain = make(tiny), sets
+    tiny.model.visual = wrap(tiny.model.visual)
+    said = rf"its part 'visual' is a {name}, which changes the names"
+    for call in (
+        lambda: slug.Clip(tiny.model, None, None), lambda: edit.check(tiny), lambda: edit.check(tiny.model),
+        lambda: slug.fingerprint(tiny), lambda: slug.unlearn(tiny, *forget_retain, validate=lambda clip: {}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            call()
