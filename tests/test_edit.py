@@ -444,11 +444,32 @@ def test_sums_that_the_dtype_cannot_hold_are_refused(tiny, way):
 
 
 def test_weights_that_were_replaced_inside_come_back(tiny):
-    edit, before, own = make(tiny), state(tiny), tiny.weights()[LAYER]
-    with edit.on(tiny):
-        tiny.model.load_state_dict(state(tiny), assign=True)
-        assert tiny.weights()[LAYER] is not own
-    assert tiny.weights()[LAYER] is own and same(state(tiny), before) and not stacks.STACKS
+    """All of them, and it is told: with the edited ones alone the model would be a mixture of two."""
+    tiny.model.register_buffer("seen", torch.zeros(2))
+    edit, before, own = make(tiny), state(tiny), dict(tiny.weights())
+    others = {name: values + 1 for name, values in tiny.model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"load_state_dict\(assign=True\).*its own back"), edit.on(tiny):
+        tiny.model.load_state_dict(others, assign=True)
+        assert tiny.weights()[LAYER] is not own[LAYER]
+    assert all(tiny.weights()[name] is p for name, p in own.items()) and same(state(tiny), before)
+    assert tiny.model.seen.tolist() == [0, 0] and not stacks.STACKS
+    with pytest.raises(KeyError), edit.on(tiny):  # what ended the block is not covered up
+        tiny.model.load_state_dict(others, assign=True)
+        raise KeyError
+    assert same(state(tiny), before) and not stacks.STACKS
+
+
+def test_weights_that_were_replaced_inside_come_back_from_two_edits_in_any_order(tiny):
+    before, own = state(tiny), dict(tiny.weights())
+    blocks = [make(tiny).on(tiny), make(tiny, OTHER).on(tiny)]
+    for block in blocks:
+        block.__enter__()
+    tiny.model.load_state_dict({name: values + 1 for name, values in tiny.model.state_dict().items()}, assign=True)
+    for block in blocks:
+        with pytest.raises(RuntimeError, match="its own back"):
+            block.__exit__(None, None, None)
+    assert all(tiny.weights()[name] is p for name, p in own.items())
+    assert same(state(tiny), before) and not stacks.STACKS
 
 
 def test_two_parameters_on_one_memory_are_refused(tiny):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from .undo import LOCK, Undo, undone
 
 Target = TypeVar("Target")
 Changes = Sequence[tuple[nn.Parameter, Tensor]]  # weights, and what is added to each
+
+Place = tuple[dict[str, Any], str, Any]  # a module's parameters or buffers, a name among them, what it stands for
 
 
 @dataclass
@@ -87,7 +89,8 @@ def edited(undo: Undo, model: nn.Module, changes_of: Callable[[], Changes], targ
     """Weights with deltas added, for the length of a with-block, which gives its name to `target`.
 
     Leaving it, by an exception too, restores weights, requires_grad, .grad and train/eval mode of all of `model` bit
-    for bit. changes_of: asked when other threads' edits are off.
+    for bit; RuntimeError then, if others were put in the weights' place. changes_of: asked when other threads' edits
+    are off.
     """
     undo.turn(model.parameters())
     with LOCK:
@@ -95,7 +98,7 @@ def edited(undo: Undo, model: nn.Module, changes_of: Callable[[], Changes], targ
         check_changes(model, [(weight, weight.detach(), delta) for weight, delta in changes])
         for weight, _ in changes:
             undo[token, id(weight)] = partial(take_off, weight, token)
-        _note_places(undo, model, [weight for weight, _ in changes])
+        _note_places(undo, model)
         note_gradients(undo, model, values=True)
         note_modes(undo, model)
         for weight, delta in changes:
@@ -171,10 +174,34 @@ def _span(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), weight.data_ptr() + (reach + 1) * weight.element_size()
 
 
-def _note_places(undo: Undo, model: nn.Module, weights: Sequence[nn.Parameter]) -> None:
-    """Write down which modules have these parameters: `load_state_dict(assign=True)` puts others in their place."""
-    wanted = {id(weight) for weight in weights}
-    for module in model.modules():
-        for name, p in module._parameters.items():
-            if id(p) in wanted:
-                undo["place", id(module), name] = partial(module._parameters.__setitem__, name, p)
+def _note_places(undo: Undo, model: nn.Module) -> None:
+    """Write down which modules have which parameters: `load_state_dict(assign=True)` puts others in their place.
+
+    With those of the edit alone put back, the model would be a mixture of two.
+    """
+    places = {
+        f"{prefix}.{name}".lstrip("."): (module._parameters, name, p)
+        for prefix, module in model.named_modules() for name, p in module._parameters.items() if p is not None
+    }  # fmt: skip
+    buffers = [(m._buffers, name, values) for m in model.modules() for name, values in m._buffers.items()]
+    replaced: set[str] = set()
+    undo[object()] = partial(_look, places, buffers, replaced)  # before the first of them is put back
+    undo.at_end = partial(_complain, replaced)
+    for table, name, p in places.values():
+        undo["place", id(table), name] = partial(table.__setitem__, name, p)
+
+
+def _look(places: dict[str, Place], buffers: Sequence[Place], replaced: set[str]) -> None:
+    """Note which parameters are others now. Buffers follow them alone: moving a model gives it new ones."""
+    replaced.update(whole for whole, (table, name, p) in places.items() if table.get(name) is not p)
+    if replaced:
+        for table, name, values in buffers:
+            table[name] = values
+
+
+def _complain(replaced: set[str]) -> None:
+    if replaced:
+        raise RuntimeError(
+            "inside the block of an edit other weights were put in the model's place, as by load_state_dict(assign="
+            f"True): {sorted(replaced)[:3]}; the model gets its own back, all of them. Load others before or after it"
+        )
