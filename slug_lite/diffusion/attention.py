@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,42 +29,48 @@ class AttentionMaps:
     tokens: what each map is of: the prompt's tokens, from the start token to the first end token
     maps:   float32 (tokens, size, size), each latent position's attention to the token, a share of 1; what is
             missing to 1 goes to the padding
+    tokenizer: the pipeline's, which takes words apart as it did the prompt
     """
 
     image: np.ndarray
     tokens: list[str]
     maps: np.ndarray
+    tokenizer: Any = field(repr=False)
 
     def of(self, words: str) -> np.ndarray:
         """The map of whole words that the prompt has, of all their tokens together: (size, size).
 
         Words that come more than once count every time. KeyError for words that the prompt does not have.
         """
-        spelt: list[tuple[str, list[int]]] = [("", [])]  # each word of the prompt, and the rows of its tokens
-        for row, token in enumerate(self.tokens[1:-1], 1):
-            spelt[-1] = (spelt[-1][0] + token.removesuffix("</w>"), [*spelt[-1][1], row])
-            if token.endswith("</w>"):
-                spelt.append(("", []))
-        said, wanted = [_letters(word) for word, _ in spelt], _words(words)
-        starts = [k for k in range(len(said)) if wanted and said[k : k + len(wanted)] == wanted]
+        added = self.tokenizer.get_added_vocab()  # by textual inversion, say: words without CLIP's sign for their end
+        ends = [token.endswith("</w>") or token in added for token in self.tokens]
+        wanted = _taken_apart(self.tokenizer, words)
+        starts = [
+            row for row in range(1, len(self.tokens) - 1)
+            if wanted and ends[row - 1] and self.tokens[row : row + len(wanted)] == wanted
+        ]  # fmt: skip
         if not starts:
-            raise KeyError(f"the prompt does not say {words!r}; it says {' '.join(said).strip()!r}")
-        rows = {row for start in starts for _, own in spelt[start : start + len(wanted)] for row in own}
-        return self.maps[sorted(rows)].sum(0)
+            own = zip(self.tokens[1:-1], ends[1:-1], strict=True)
+            said = "".join(token.removesuffix("</w>") + " " * end for token, end in own).split()
+            raise KeyError(f"the prompt does not say {words!r}; it says {' '.join(map(_letters, said))!r}")
+        return self.maps[sorted({row + k for row in starts for k in range(len(wanted))})].sum(0)
 
 
 def _letters(token: str) -> str:
-    """What a token stands for: CLIP's vocabulary is spelt in signs for bytes, of which an accent takes two."""
+    """What tokens of a word stand for: CLIP's vocabulary is spelt in signs for bytes, of which an accent takes two."""
     of_bytes = {sign: byte for byte, sign in bytes_to_unicode().items()}
     if not all(sign in of_bytes for sign in token):
         return token
     return bytes(of_bytes[sign] for sign in token).decode("utf-8", errors="replace")
 
 
-def _words(text: str) -> list[str]:
-    """A text as CLIP's tokenizer takes it apart: letters, single digits, signs; lower case, accents composed."""
-    parts = r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\w\s]|_)+"
-    return re.findall(parts, unicodedata.normalize("NFC", text).lower())
+def _taken_apart(tokenizer: Any, text: str, **settings: Any) -> list[str]:
+    """The tokens of a text as a pipeline reads it: a name that textual inversion gave several vectors has them all."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    text = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
+    own = {"add_special_tokens": False, **settings}
+    return tokenizer.convert_ids_to_tokens(tokenizer(text, **own).input_ids)
 
 
 @undone
@@ -127,6 +131,6 @@ def attention_maps(
         side = round(positions**0.5)
         coarse = added.T.unflatten(1, (side, side)).cpu()
         total = total + F.interpolate(coarse[None], (size, size), mode="bilinear")[0]
-    ids = pipe.tokenizer(prompt, truncation=True, max_length=pipe.tokenizer.model_max_length).input_ids
-    maps = (total / counts.total())[: len(ids)].numpy()
-    return AttentionMaps(drawn, pipe.tokenizer.convert_ids_to_tokens(ids), maps)
+    room = pipe.tokenizer.model_max_length
+    tokens = _taken_apart(pipe.tokenizer, prompt, add_special_tokens=True, truncation=True, max_length=room)
+    return AttentionMaps(drawn, tokens, (total / counts.total())[: len(tokens)].numpy(), pipe.tokenizer)

@@ -100,3 +100,33 @@ def test_words_of_any_script_are_found(pipe):
     assert len(starts) == 1 and (maps.of("Beyonc\u00e9") >= maps.maps[starts[0]]).all()
     with pytest.raises(KeyError, match=r"does not say .*Beyonce.*beyonc\u00e9 in"):
         maps.of("Beyonce")
+
+
+@pytest.mark.parametrize(
+    "words", ["x\u00b2", "\u0939\u093f\u0928\u094d\u0926\u0940", "\u00bd", "don't", "a_b", "!!", "x\u00b2 cat"]
+)
+def test_words_are_taken_apart_as_the_tokenizer_does(pipe, words):
+    maps = slug.attention_maps(pipe, f"a dog in {words}", steps=1)
+    assert np.allclose(maps.of(words), maps.maps[4:-1].sum(0))
+    with pytest.raises(KeyError, match=r"it says .a dog in"):
+        maps.of("Bruno")
+
+
+def test_a_token_of_textual_inversion_is_a_word(pipe):
+    pipe.tokenizer.add_tokens(["<my-cat>"])
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+    maps = slug.attention_maps(pipe, "a <my-cat> dog on the sofa", steps=1)
+    assert maps.tokens[2] == "<my-cat>"
+    for words, rows in (("<my-cat>", [2]), ("dog", [3]), ("a", [1]), ("a <my-cat>", [1, 2]), ("<my-cat> dog", [2, 3])):
+        assert np.allclose(maps.of(words), maps.maps[rows].sum(0)), words
+    for words in ("cat", "my", "<my-cat> on"):
+        with pytest.raises(KeyError, match="it says 'a <my-cat> dog on the sofa'"):
+            maps.of(words)
+
+
+def test_a_token_of_textual_inversion_with_several_vectors_has_them_all(pipe):
+    pipe.tokenizer.add_tokens(["<my-cat>", "<my-cat>_1"])
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+    maps = slug.attention_maps(pipe, "a <my-cat> dog", steps=1)
+    assert maps.tokens[1:-1] == ["a</w>", "<my-cat>", "<my-cat>_1", "dog</w>"]
+    assert np.allclose(maps.of("<my-cat>"), maps.maps[2:4].sum(0)) and np.allclose(maps.of("dog"), maps.maps[4])
