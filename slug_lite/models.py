@@ -130,9 +130,10 @@ def load_clip(name: str = "mini", *, device: str | torch.device | None = None, p
         repository or folder of its format, of whose configuration only a known few keys are taken.
     device: None takes a GPU where there is one. precision: as in open_clip: "fp32", "fp16", "bf16", ...
     Raises KeyError for an unknown name (the nearest is named), FileNotFoundError for a missing folder or file,
-    ValueError for weights that are pickled, damaged or of another model; RuntimeError, torch's own, for a device
-    that is not there.
+    ValueError for a name that is no text, and weights that are pickled, damaged or of another model; RuntimeError,
+    torch's own, for a device that is not there.
     """
+    checkpoints.check_name(name)
     if precision not in _PRECISIONS:
         raise unknown(precision, _PRECISIONS, "precision")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -279,3 +279,49 @@ def test_a_copied_folder_is_the_same_model(folder, tmp_path_factory):
     assert slug.fingerprint(slug.load_clip(f"local-dir:{other}")) == slug.fingerprint(
         slug.load_clip(f"local-dir:{folder}")
     )
+
+
+# ---- where a name means something else, the error says what to do
+
+
+@pytest.mark.parametrize("name", [None, 3, Path("mini"), ["mini"]])
+def test_names_that_are_no_text(name):
+    with pytest.raises(ValueError, match=r"name is .*; give a text: 'mini', 'ARCH/TAG'"):
+        slug.load_clip(name)
+
+
+def test_a_path_without_its_prefix_is_told_so(folder):
+    for path in (folder, folder / WEIGHTS):
+        with pytest.raises(KeyError) as error:
+            slug.load_clip(str(path))
+        assert f"'local-dir:{folder}'" in str(error.value)
+
+
+KINDS = [("clip", r"CLIPModel.from_pretrained\('o/n', "), ("siglip", "is of model_type 'siglip'"), (None, "If its m")]
+
+
+@pytest.mark.parametrize(("kind", "said"), KINDS)
+def test_a_repository_of_transformers_is_told_by_its_configuration(tmp_path, monkeypatch, kind, said):
+    """The hub is asked for config.json only where open_clip's own is not there."""
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append(allow_patterns)
+        if kind and "config.json" in allow_patterns:
+            (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(FileNotFoundError, match=rf"^'hf-hub:o/n' has no open_clip_config\.json\. .*{said}") as error:
+        slug.load_clip("hf-hub:o/n")
+    assert len(asked) == 2 and "config.json" not in asked[0] and str(tmp_path) not in str(error.value)
+    assert ("from_pretrained" in str(error.value)) is (kind != "siglip")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"model_type": "clip"}', "from_transformers"), ("[]", "model_type None"), ("x", "None")]
+)
+def test_a_folder_of_transformers_is_told_by_its_configuration(tmp_path, text, said):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(FileNotFoundError, match=rf"no open_clip_config\.json\. .*{said}"):
+        slug.load_clip(f"local-dir:{tmp_path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -73,9 +74,8 @@ def admit_folder(folder: Path, own: Path) -> dict[str, Any]:
     """
     config = folder / "open_clip_config.json"
     if not config.is_file():
-        if (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{str(folder)!r} has no open_clip_config.json. {_of_transformers(str(folder))}")
-        raise FileNotFoundError(f"{str(folder)!r} has no open_clip_config.json")
+        told = f". {_of_transformers(str(folder), folder)}" if (folder / "config.json").is_file() else ""
+        raise FileNotFoundError(f"{str(folder)!r} has no open_clip_config.json{told}")
     try:
         content = read_json(config)
         model_cfg = content["model_cfg"]
@@ -103,8 +103,17 @@ def admit_folder(folder: Path, own: Path) -> dict[str, Any]:
     return model_cfg["text_cfg"]
 
 
-def _of_transformers(name: str) -> str:
-    """How a CLIP that is kept as transformers keeps it is loaded, in a sentence."""
+def _of_transformers(name: str, folder: Path | None = None) -> str:
+    """How a CLIP that is kept as transformers keeps it is loaded, in a sentence.
+
+    folder: where its config.json is, if that is known; only its model_type "clip" is a CLIPModel.
+    """
+    try:
+        kind = read_json(folder / "config.json").get("model_type") if folder else "clip"
+    except (ValueError, AttributeError, OSError):
+        kind = None
+    if kind != "clip":
+        return f"Its config.json is of model_type {kind!r}; of transformers' models only CLIPModel ('clip') is taken"
     return (
         f"A CLIP of transformers is loaded by its own library: slug_lite.Clip.from_transformers(transformers.CLIPModel"
         f".from_pretrained({name!r}, use_safetensors=True), transformers.CLIPProcessor.from_pretrained({name!r}))"
@@ -121,12 +130,28 @@ def from_hub(repository: str, device: str | torch.device, precision: str) -> Par
     try:
         wanted = ["open_clip_config.json", "open_clip*.safetensors", *TOKENIZER_FILES]
         folder = Path(snapshot_download(repository, allow_patterns=wanted))
+        if not (folder / "open_clip_config.json").is_file():  # then that of transformers, to say what it is
+            folder = Path(snapshot_download(repository, allow_patterns=["config.json"]))
     except Exception as error:
         raise FileNotFoundError(
             f"'hf-hub:{repository}' is not in the hub's cache {constants.HF_HUB_CACHE} and could not be fetched: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
+    if not (folder / "open_clip_config.json").is_file():
+        if (folder / "config.json").is_file():
+            told = _of_transformers(repository, folder)
+        else:
+            told = f"If its model is a transformers.CLIPModel: {_of_transformers(repository)}"
+        raise FileNotFoundError(f"'hf-hub:{repository}' has no open_clip_config.json. {told}")
     return from_folder(folder, device, precision)
+
+
+def check_name(name: object) -> None:
+    """ValueError for what is no text."""
+    if not isinstance(name, str):
+        raise ValueError(
+            f"name is {name!r}; give a text: 'mini', 'ARCH/TAG' of open_clip, 'hf-hub:OWNER/NAME' or 'local-dir:PATH'"
+        )
 
 
 def from_tag(name: str, device: str | torch.device, precision: str, shipped: list[str]) -> Parts:
@@ -134,6 +159,9 @@ def from_tag(name: str, device: str | torch.device, precision: str, shipped: lis
     arch, _, tag = name.partition("/")
     known = shipped + [f"{a}/{t}" for a, t in open_clip.list_pretrained()]
     if name not in known:
+        if os.path.exists(name):
+            folder = name if os.path.isdir(name) else os.path.dirname(name) or "."
+            raise KeyError(f"{name!r} is no ARCH/TAG of open_clip, but a path; a folder is {f'local-dir:{folder}'!r}")
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not get_close_matches(arch, open_clip.list_models(), 1, 0.7):
             raise KeyError(
                 f"{name!r} is no ARCH/TAG of open_clip. If it is OWNER/NAME on the hub: one of open_clip's format is "

@@ -95,7 +95,17 @@ def kind_of(name: str) -> str:
     for kind, names in NAMES.items():
         if name in names:
             return kind
-    raise unknown(name, [n for names in NAMES.values() for n in names], "name")
+    every = [n for names in NAMES.values() for n in names]
+    if near := _begun_alike(name, every):  # "Ada" is fewer letters away from "panda" than from "Ada Sunfield"
+        raise KeyError(f"unknown name {name!r}; did you mean {' or '.join(map(repr, near))}? Names are given whole")
+    raise unknown(name, every, "name")
+
+
+def _begun_alike(name: str, names: Sequence[str]) -> list[str]:
+    """The names of which `name` is a whole word; where there is none, those that begin with it. In any spelling."""
+    asked = fold(str(name))
+    words = [one for one in names if asked in fold(one).split()]
+    return words or [one for one in names if asked and fold(one).startswith(asked)][:3]
 
 
 MODES = ("name", "describe", "both", "mixed")

@@ -217,6 +217,11 @@ def test_names_are_found_or_the_nearest_is_named():
     assert toonworld.kind_of("Zorbo") == "characters"
     with pytest.raises(KeyError, match="did you mean 'Ada Sunfield'"):
         toonworld.pairs("ada sunfeld")
+    for part, whole in (("Ada", "Ada Sunfield"), ("sunfield", "Ada Sunfield"), ("Zor", "Zorbo"), ("BRUNO", "Bruno M")):
+        with pytest.raises(KeyError, match=rf"unknown name '{part}'; did you mean '{whole}"):
+            toonworld.pairs(part, n=2)
+    with pytest.raises(KeyError, match=r"unknown name 'xxx'\. Allowed: Ada Sunfield"):
+        toonworld.pairs("xxx", n=2)
     with pytest.raises(KeyError, match="did you mean 'test'"):
         toonworld.pairs("cat", split="tset")
     with pytest.raises(KeyError, match="unknown name"):
