@@ -8,6 +8,20 @@ import unicodedata
 CONCEPT_LIMIT, NAME_LIMIT = 10_000, 300  # characters of what an edit forgets, and of a layer's name
 _SHOWN = 120
 _TAG = re.compile(r"<[a-zA-Z/!?][^<>]*>?")
+# A word in angle brackets, as textual inversion has for what it learns ("<cat-toy>"): without attributes, and of a name
+# that is no element's, it does nothing in a page, even where somebody forgets to escape it.
+_WORD = re.compile(r"<([a-zA-Z][a-zA-Z0-9_-]*)>")
+_ELEMENTS = """
+    a abbr acronym address annotation-xml applet area article aside audio b base basefont bdi bdo bgsound big
+    blink blockquote body br button canvas caption center cite code col colgroup command content data datalist
+    dd del details dfn dialog dir div dl dt element em embed fencedframe fieldset figcaption figure font footer
+    form frame frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html i iframe image img input ins isindex kbd
+    keygen label legend li link listing main map mark marquee math menu menuitem meta meter multicol nav nextid
+    nobr noembed noframes noscript object ol optgroup option output p param picture plaintext portal pre
+    progress q rb rbc rp rt rtc ruby s samp script search section select selectedcontent shadow slot small
+    source spacer span strike strong style sub summary sup svg table tbody td template textarea tfoot th thead
+    time title tr track tt u ul var video wbr xmp
+"""
 _JOINERS = "\u200c\u200d"  # scripts and emoji are written with them; the other format characters turn or hide text
 
 
@@ -20,7 +34,10 @@ def shown(text: object, most: int = _SHOWN) -> str:
 
 
 def check_label(text: object, what: str, most: int = NAME_LIMIT) -> str:
-    """The text. ValueError for one that is empty, long, or holds what can deceive: control characters, tags of HTML."""
+    """The text. ValueError for one that is empty, long, or holds what can deceive: control characters, tags of HTML.
+
+    A word in angle brackets that is no element of HTML may be in it.
+    """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} is {shown(repr(text))}; a text is needed")
     if len(text) > most:
@@ -31,6 +48,8 @@ def check_label(text: object, what: str, most: int = NAME_LIMIT) -> str:
                 f"{what}, {shown(text)!r}, holds the control character {letter!a} at place {place}; a line of "
                 "plain text is allowed"
             )
-    if tag := _TAG.search(text):
-        raise ValueError(f"{what}, {shown(text)!r}, holds {shown(tag[0])!r}, which reads as HTML; leave < and > out")
+    for tag in _TAG.findall(text):
+        word = _WORD.fullmatch(tag)
+        if word is None or word[1].lower() in _ELEMENTS.split():
+            raise ValueError(f"{what}, {shown(text)!r}, holds {shown(tag)!r}, which reads as HTML; leave < and > out")
     return text

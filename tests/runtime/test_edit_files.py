@@ -70,7 +70,8 @@ def test_forged_steps(tmp_path, steps):
         ("x" * 10_001, "10,001 characters"), (f"Ada{ESCAPE}", "control character"), ("a\nb", "control character"),
         (f"Ada {RIGHT_TO_LEFT}drac", "control character"), ("Ada\x00", "control character"), ("", "is ''"),
         ("<script>alert(1)</script>", "HTML"), ("<img src=x onerror=alert(1)", "HTML"), ("  ", "a text is needed"),
-        ("a\u2028b", "control character"),
+        ("a\u2028b", "control character"), ("<b>", "HTML"), ("<SVG>", "HTML"), ("</cat-toy>", "HTML"), ("<!--", "HTML"),
+        ("<cat-toy onclick=alert(1)>", "HTML"), ("<cat-toy", "HTML"), ("<cat-toy> <script>", "HTML"), ("<a/b>", "HTML"),
     ],
     ids=lambda x: ascii(x)[:30],
 )  # fmt: skip
@@ -80,7 +81,10 @@ def test_forged_concepts(tmp_path, concept, message):
     assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("concept", ["Beyoncé", "神奈川沖浪裏", "نمی‌خواهم", "👩‍🚀", "5 < 6", "a & b", "x" * 9_999])
+LANGUAGES = ["Beyoncé", "神奈川沖浪裏", "نمی‌خواهم", "👩‍🚀", "5 < 6", "a & b", "x" * 9_999]
+
+
+@pytest.mark.parametrize("concept", [*LANGUAGES, "<cat-toy>", "a photo of <sks> + <my_dog2>", "<*>"])
 def test_names_of_every_language_pass(tmp_path, tiny, concept):
     assert slug.Edit.load(make(tiny, concept=concept).save(tmp_path / "x.safetensors")).concept == concept
 
