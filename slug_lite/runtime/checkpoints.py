@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .checks import unknown
 from .configs import TOKENIZER_FILES, check_clip_config, copy_tokenizer, made_tokenizer
-from .files import header, read_json, safe_files
+from .files import check_regular, header, read_json, safe_files
 
 # What open_clip takes from a folder, in its order; any other safetensors file comes last
 _WEIGHT_FILES = (
@@ -84,23 +84,32 @@ def admit_folder(folder: Path, own: Path) -> dict[str, Any]:
         raise ValueError(f"{str(config)!r} is no open_clip configuration with a 'model_cfg': {error}") from error
     if missing:
         raise ValueError(f"the model_cfg of {str(config)!r} lacks {', '.join(missing)}")
-    safe = safe_files(folder)
-    found = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()] + safe
-    if found[0].suffix != ".safetensors":
-        raise ValueError(
-            f"{str(folder)!r} holds the pickled {found[0].name}, which open_clip would read instead of "
-            f"{safe[0].name}; take it out"
-        )
-    head = header(found[0])
+    weights = _weights(folder)
+    head = header(weights)
     if not head.tensors:
-        raise ValueError(f"{str(found[0])!r} holds no tensors")
+        raise ValueError(f"{str(weights)!r} holds no tensors")
     check_clip_config(content, head, repr(str(config)))
     if model_cfg["text_cfg"].get("hf_tokenizer_name"):
         copy_tokenizer(folder, own)
     admitted = {"model_cfg": model_cfg, "preprocess_cfg": content.get("preprocess_cfg") or {}}
     (own / config.name).write_text(json.dumps(admitted))
-    (own / "open_clip_model.safetensors").symlink_to(found[0].resolve())
+    (own / "open_clip_model.safetensors").symlink_to(weights.resolve())
     return model_cfg["text_cfg"]
+
+
+def _weights(folder: Path) -> Path:
+    """The file of weights that is read. ValueError where open_clip would take a pickle, or what is no regular file."""
+    safe = safe_files(folder)
+    there = [folder / file for file in _WEIGHT_FILES if os.path.lexists(folder / file)]
+    for file in there:
+        check_regular(file)
+    first = (there + safe)[0]
+    if first.suffix != ".safetensors":
+        raise ValueError(
+            f"{str(folder)!r} holds the pickled {first.name}, which open_clip would read instead of {safe[0].name}; "
+            "take it out"
+        )
+    return first
 
 
 def _of_transformers(name: str, folder: Path | None = None) -> str:

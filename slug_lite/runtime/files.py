@@ -22,6 +22,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 HEADER_LIMIT = 8 << 20  # bytes; CLIP ViT-bigG and the UNet of Stable Diffusion need 0.2 million
 TENSORS_LIMIT = 20_000  # in one file
 SIGNED_LIMIT = 2 << 30  # bytes of a file that is read as a whole
+_SIDES_LIMIT = 8  # of a tensor
+_DIGITS_LIMIT = 40  # of a whole number in JSON; tokenizers have 31 in a length that means none
 _SIGNED_HEADER = 1 << 20  # bytes, of what is a layer or a few
 JSON_LIMIT = 1 << 20  # bytes of a configuration
 TEXT_LIMIT = 64 << 20  # bytes of a tokenizer's vocabulary
@@ -59,6 +61,8 @@ class Header:
 def safe_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder. ValueError where all weights are pickled, FileNotFoundError for none."""
     safe = sorted(folder.glob("*.safetensors"))
+    for file in safe:
+        check_regular(file)
     if not safe:
         pickled = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
         if pickled:
@@ -69,11 +73,18 @@ def safe_files(folder: Path) -> list[Path]:
     return safe
 
 
+def check_regular(file: Path) -> None:
+    """ValueError for a folder, a pipe or a device: to open a pipe is to wait for whoever writes into it."""
+    if not file.is_file():
+        raise ValueError(f"{str(file)!r} is no regular file, or a link to none")
+
+
 def header(file: Path, limit: int = HEADER_LIMIT) -> Header:
     """What a safetensors file holds, without reading a tensor. ValueError for one that is truncated or another kind.
 
     limit: bytes of the header, which is read as a whole; numbers in it are checked against each other and the file.
     """
+    check_regular(file)
     try:
         with file.open("rb") as opened:
             return _opened(opened, limit)[0]
@@ -90,7 +101,9 @@ def _opened(opened: BinaryIO, limit: int) -> tuple[Header, bytes]:
         if length > limit:
             raise ValueError(f"its header has {length:,} bytes; at most {limit:,} are read")
         text = opened.read(length)
-        return _checked(json.loads(text, object_pairs_hook=_once), whole - 8 - length), start + text
+        _check_counts(text, 3 * TENSORS_LIMIT, 1 << 20)
+        content = json.loads(text, object_pairs_hook=_once, parse_int=_number)
+        return _checked(content, whole - 8 - length), start + text
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = str(error)[:200]
         raise ValueError(f"{str(opened.name)!r} is truncated or no safetensors file: {reason}") from error
@@ -102,6 +115,30 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice in one object")
     return found
+
+
+def _number(text: str) -> int:
+    """A whole number of JSON. ValueError for a long one, with which Python itself would deal in its own words."""
+    if len(text) > _DIGITS_LIMIT:
+        raise ValueError(f"a number in it has {len(text):,} digits; at most {_DIGITS_LIMIT} are read")
+    return int(text)
+
+
+def _check_counts(text: bytes, most: int, values: int) -> None:
+    """ValueError for JSON of more lists than `most`, or more values: in memory each is many times as long as here."""
+    lists, commas = text.count(b"["), text.count(b",")
+    if lists + text.count(b"{") > 2 * most or lists > most or commas > values:
+        raise ValueError(f"it holds {lists:,} lists and {commas:,} commas; at most {most:,} and {values:,} are read")
+
+
+def _bytes(shape: list[int], each: int, most: int) -> int:
+    """Bytes of a tensor; more than `most` for what needs more, with which the product stops."""
+    if not isinstance(shape, list) or len(shape) > _SIDES_LIMIT:
+        raise ValueError(f"a shape has {len(shape):,} sides; at most {_SIDES_LIMIT} are allowed")
+    asked = 0 if 0 in shape else each
+    for side in shape:
+        asked = min(asked * side, most + 1)
+    return asked
 
 
 def _checked(content: Any, room: int) -> Header:
@@ -116,8 +153,9 @@ def _checked(content: Any, room: int) -> Header:
         shape, (start, end) = entry["shape"], entry["data_offsets"]
         if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
             raise ValueError(f"the shape or place of {name[:80]!r} are no numbers")
-        if (asked := math.prod(shape) * _BYTES[entry["dtype"]]) != end - start:
-            raise ValueError(f"{name[:80]!r} needs {asked:,} bytes and has {end - start:,}")
+        asked = _bytes(shape, _BYTES[entry["dtype"]], room)
+        if asked != end - start:
+            raise ValueError(f"{name[:80]!r} needs {asked:,} bytes at least and has {end - start:,}")
         tensors[name] = Outline(entry["dtype"], tuple(shape))
         places.append((start, end))
     ends = [0, *(end for _, end in sorted(places))]
@@ -146,12 +184,15 @@ def check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], found: Ma
 
 def read_json(file: Path, limit: int = JSON_LIMIT) -> Any:
     """What a file of JSON says. ValueError for one that is too long, and for what is no JSON; no more is promised."""
+    if file.exists():
+        check_regular(file)
     try:
         with file.open("rb") as opened:
             text = opened.read(limit + 1)
         if len(text) > limit:
             raise ValueError(f"it is longer than {limit:,} bytes")
-        return json.loads(text)
+        _check_counts(text, 1 << 20, 1 << 22)
+        return json.loads(text, parse_int=_number)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} cannot be read: {str(error)[:200]}") from error
 

@@ -232,6 +232,8 @@ def _check_model(folder: Path, part: str, config: dict[str, Any], heads: Mapping
     try:
         if part == "text_encoder" and config.get("num_hidden_layers", 12) != len(blocks):
             raise ValueError(f"{config.get('num_hidden_layers', 12)} layers; the file has {len(blocks)}")
+        if part != "text_encoder" and (least := _least_tensors(config)) > len(found):
+            raise ValueError(f"it asks for {least:,} tensors at least; the file has {len(found):,}")
         with torch.device("meta"):
             model = _built(part, config)
     except Exception as error:  # whatever a constructor makes of sizes that do not go together
@@ -242,6 +244,29 @@ def _check_model(folder: Path, part: str, config: dict[str, Any], heads: Mapping
         ) from error
     wanted = {name.removeprefix("text_model."): tuple(p.shape) for name, p in model.state_dict().items()}
     check_tensors(folder, {n: s for n, s in wanted.items() if not n.endswith("position_ids")}, found)
+
+
+def _least_tensors(config: Mapping[str, Any]) -> int:
+    """How many tensors a UNet or VAE has at the least: loops within loops, each short, go round a million times.
+
+    A block of convolutions has 8 tensors or more, a layer of a transformer 16 or more.
+    """
+    import diffusers
+
+    kind = inspect.signature(getattr(diffusers, config["_class_name"]).__init__).parameters
+    told = {key: one.default for key, one in kind.items()} | dict(config)
+    layers, deep = told["layers_per_block"], told.get("transformer_layers_per_block", 0)
+    sides = [(told["down_block_types"], layers, deep)]
+    ups = told.get("reverse_transformer_layers_per_block") or (deep[::-1] if isinstance(deep, list) else deep)
+    sides.append((told["up_block_types"], layers[::-1] if isinstance(layers, list) else layers, ups))
+    least = 0
+    for kinds, layers, deep in sides:
+        for place, name in enumerate(kinds):
+            count = layers[place] if isinstance(layers, (list, tuple)) else layers
+            depth = deep[place] if isinstance(deep, (list, tuple)) else deep
+            depths = sum(depth) if isinstance(depth, list) else count * depth
+            least += 8 * count + (16 * depths if name.startswith("CrossAttn") else 0)
+    return least
 
 
 def _modern(name: str) -> str:

@@ -2,8 +2,11 @@
 
 import inspect
 import json
+import os
 import pickle
 import shutil
+import signal
+import sys
 import time
 
 import numpy as np
@@ -17,6 +20,7 @@ import slug_lite as slug
 from slug_lite.diffusion.attention import attention_maps
 from slug_lite.diffusion.drawing import generated_pairs, prompt_states
 from slug_lite.diffusion.text_encoder import text_encoder_from
+from slug_lite.runtime import pipeline_files
 from slug_lite.runtime.limits import LETTERS
 
 
@@ -209,6 +213,63 @@ def test_configurations_are_compared_with_the_weights(saved, part, values):
     with pytest.raises(ValueError, match=rf"(?s){part}"):
         load(saved)
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("unet", {"layers_per_block": 32, "transformer_layers_per_block": 16}),
+        ("unet", {"layers_per_block": [32] * 8, "transformer_layers_per_block": [16] * 8}),
+        ("unet", {"layers_per_block": 2, "transformer_layers_per_block": [[16, 16]] * 8}),
+        ("vae", {"layers_per_block": 64}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_loops_within_loops_are_multiplied_before_anything_is_built(saved, part, values, monkeypatch):
+    """Eight blocks of 32 layers of 16 each took 38 s and 718 MB."""
+    kinds = (
+        ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if part == "unet" else ("DownEncoderBlock2D", "UpDecoderBlock2D")
+    )
+    change(
+        saved / part / "config.json", down_block_types=[kinds[0]] * 8, up_block_types=[kinds[1]] * 8,
+        block_out_channels=[32] * 8, **values,
+    )  # fmt: skip
+    build, built = pipeline_files._built, []
+    monkeypatch.setattr(pipeline_files, "_built", lambda *a: built.append(a[0]) or build(*a))
+    with pytest.raises(ValueError, match=rf"{part}.*asks for [\d,]+ tensors at least; the file has"):
+        load(saved)
+    assert part not in built
+
+
+def test_what_diffusers_builds_by_default_has_no_fewer_tensors_than_is_said():
+    import diffusers
+
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    vae = blocks | {"block_out_channels": [32] * 4, "layers_per_block": 2}
+    for kind, more in (
+        ("UNet2DConditionModel", {}), ("AutoencoderKL", vae),
+        ("UNet2DConditionModel", {"transformer_layers_per_block": [1, 2, 3, 4], "layers_per_block": [1, 2, 1, 2]}),
+    ):  # fmt: skip
+        with torch.device("meta"):
+            model = getattr(diffusers, kind)(**more)
+        assert 0.3 < pipeline_files._least_tensors({"_class_name": kind, **more}) / len(model.state_dict()) <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes are made as on Linux")
+@pytest.mark.parametrize(
+    "name",
+    ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "vae/config.json",
+     "model_index.json", "tokenizer/vocab.json", "scheduler/scheduler_config.json"],
+)  # fmt: skip
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_nothing_hangs(saved, name):
+    (saved / name).unlink(missing_ok=True)
+    os.mkfifo(saved / name)
+    signal.alarm(60)  # what hangs ends the tests
+    try:
+        with pytest.raises((ValueError, FileNotFoundError), match=name.split("/")[-1]):
+            load(saved)
+    finally:
+        signal.alarm(0)
 
 
 @pytest.mark.parametrize("content", ["[]", "no json", "7", "[" * 100_000, ""])

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import threading
+import time
 
 import pytest
 import torch
@@ -299,3 +300,21 @@ def test_edits_of_two_half_precisions_are_merged_in_one(tmp_path):
         merged = slug.merge(some)
         assert slug.Edit.load(merged.save(tmp_path / "x.safetensors")).delta.dtype == torch.float16
         assert torch.equal(merged.delta, torch.full((4, 6), 2.0 * len(some)).half())
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("999999999," * 99_999 + "1", "100,000 sides; at most 8"), ("1" * 5_000, "5,000 digits; at most 40"),
+        ("[]," * 80_000 + "1", "lists"), ("99999999999," * 7 + "9", "5 bytes at least and has 4"),
+    ],
+    ids=lambda x: x[:20],
+)  # fmt: skip
+def test_a_shape_is_no_long_calculation(tmp_path, shape, message):
+    """A hundred thousand sides took 3.5 s to multiply."""
+    text = f'{{"a":{{"dtype":"F16","shape":[{shape}],"data_offsets":[0,4]}}}}'.encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=message):
+        slug.Edit.load(tmp_path / "x.safetensors")
+    assert time.perf_counter() - start < 1

@@ -6,7 +6,9 @@ Every attack that would run Python writes a canary file. What takes memory is me
 import base64
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -155,6 +157,64 @@ def test_a_bad_backend_is_an_error_that_says_so(folder, kind, content):
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match="token"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", ["open_clip_config.json", "tokenizer_config.json", "added_tokens.json"])
+def test_a_configuration_is_short(folder, name):
+    """In memory 64 MB of empty lists are 1.5 GB; a vocabulary alone may be as long."""
+    (with_tokenizer(folder) / name).write_text("[" + "[]," * 350_000 + "[]]")
+    with pytest.raises(ValueError, match=r"1,048,576"):
+        load(folder)
+
+
+def test_a_vocabulary_holds_no_million_lists(folder):
+    (with_tokenizer(folder) / "tokenizer.json").write_text("[" + "[]," * (1 << 20) + "[]]")
+    with pytest.raises(ValueError, match=r"holds 1,048,578 lists"):
+        load(folder)
+
+
+def make_strange(place, kind):
+    """A folder, a pipe, a link to nowhere or a device, in the place of a file."""
+    place.unlink(missing_ok=True)
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to({"link": "/nowhere", "device": "/dev/zero"}[kind])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes and devices are made as on Linux")
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "device"])
+@pytest.mark.parametrize("name", [WEIGHTS, "open_clip_pytorch_model.bin", "z.safetensors", "merges.txt"])
+def test_what_is_no_regular_file_is_refused_and_nothing_hangs(folder, name, kind):
+    """open_clip took a pipe by its name, which our own check had passed over, and waited for ever."""
+    with_tokenizer(folder)
+    if name != "merges.txt":
+        (folder / WEIGHTS).rename(folder / "model.safetensors")
+    make_strange(folder / name, kind)
+    if (name, kind) == ("merges.txt", "link"):  # as if there were none
+        assert load(folder).tokens(["a cat"]).shape == (1, 24)
+        return
+    signal.alarm(60)  # what hangs ends the tests
+    try:
+        with pytest.raises(ValueError, match=rf"{name}' is no regular file"):
+            load(folder)
+    finally:
+        signal.alarm(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes and devices are made as on Linux")
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "device"])
+@pytest.mark.parametrize("name", ["open_clip_config.json", "tokenizer_config.json"])
+def test_a_configuration_is_a_regular_file(folder, name, kind):
+    make_strange(with_tokenizer(folder) / name, kind)
+    signal.alarm(60)
+    try:
+        with pytest.raises((ValueError, FileNotFoundError), match=name):
+            load(folder)
+    finally:
+        signal.alarm(0)
 
 
 @pytest.mark.parametrize(
