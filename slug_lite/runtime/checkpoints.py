@@ -13,13 +13,15 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from PIL import Image
 from torch import Tensor, nn
 
 from .checks import unknown
 from .configs import TOKENIZER_FILES, check_clip_config, copy_tokenizer, made_tokenizer
-from .files import check_regular, header, read_json, safe_files
+from .files import Header, Outline, check_regular, header, read_json, safe_files
 
 # What open_clip takes from a folder, in its order; any other safetensors file comes last
 _WEIGHT_FILES = (
@@ -28,6 +30,7 @@ _WEIGHT_FILES = (
 )  # fmt: skip
 # What open_clip and torch raise, by turns, when file and configuration do not fit
 _MISFITS = (RuntimeError, AttributeError, KeyError, TypeError, IndexError, ValueError, AssertionError)
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 Parts = tuple[nn.Module, Any, Any]  # model in eval mode, tokenizer, evaluation transform
 
 
@@ -47,8 +50,41 @@ def from_folder(folder: Path, device: str | torch.device, precision: str) -> Par
             raise ValueError(
                 f"the weights in {str(folder)!r} are not those of its configuration: {type(error).__name__}: {reason}"
             ) from error
+        _check_origin(model, header(own / _WEIGHT_FILES[0]), folder)
         tokenizer = _tokenizer(source, text_cfg, folder)
     return model.eval().to(device), tokenizer, preprocess
+
+
+def _check_origin(model: nn.Module, head: Header, folder: Path) -> None:
+    """ValueError unless each of a model's tensors came from the file, in its shape, and is finite.
+
+    open_clip resizes embeddings of positions to what a configuration asks for, makes up a bias of the logits, and
+    takes whole numbers for weights. It also has other names for some tensors, which its own functions translate.
+    """
+    with torch.device("meta"):
+        state = {name: torch.empty(one.shape, dtype=_FLOATS.get(one.dtype, torch.int64)) for name, one in _named(head)}
+        state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    where = f"the weights in {str(folder)!r} are not those of its configuration:"
+    for name, value in model.state_dict().items():
+        if name not in state:
+            raise ValueError(f"{where} they lack {name!r}")
+        found, wanted = list(state[name].shape), list(value.shape)
+        if found != wanted and not (
+            name in ("logit_scale", "logit_bias") and value.numel() == state[name].numel() == 1
+        ):
+            raise ValueError(f"{where} {name!r} is {found}, and {wanted} by its configuration")
+        if value.is_floating_point() and not state[name].is_floating_point():
+            raise ValueError(f"{where} {name!r} has another kind of numbers; {', '.join(_FLOATS)} are allowed")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name!r} in the weights of {str(folder)!r} is not finite as {value.dtype}")
+
+
+def _named(head: Header) -> list[tuple[str, Outline]]:
+    """A file's tensors under the names that open_clip goes by: those of a parallel training begin with "module."."""
+    cut = 7 if next(iter(head.tensors)).startswith("module") else 0
+    return [(name[cut:], one) for name, one in head.tensors.items()]
 
 
 def _tokenizer(source: str, text_cfg: Mapping[str, Any], folder: Path) -> Any:
@@ -93,7 +129,7 @@ def admit_folder(folder: Path, own: Path) -> dict[str, Any]:
         copy_tokenizer(folder, own)
     admitted = {"model_cfg": model_cfg, "preprocess_cfg": content.get("preprocess_cfg") or {}}
     (own / config.name).write_text(json.dumps(admitted))
-    (own / "open_clip_model.safetensors").symlink_to(weights.resolve())
+    (own / _WEIGHT_FILES[0]).symlink_to(weights.resolve())
     return model_cfg["text_cfg"]
 
 

@@ -326,6 +326,50 @@ def test_sizes_are_compared_before_anything_is_built(folder, path, value, monkey
     assert time.perf_counter() - start < 20
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("text_cfg.context_length", 12, r"'positional_embedding' is \[24, \d+\], and \[12, "),
+        ("vision_cfg.image_size", None, r"'visual.positional_embedding' is "),
+        ("init_logit_bias", -10.0, "lack 'logit_bias'"),
+    ],
+)
+def test_nothing_is_resized_and_nothing_made_up(folder, path, value, message):
+    """open_clip resized embeddings of positions to what the configuration asked for, and made a bias of zero."""
+    half = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"]["image_size"] // 2
+    change(folder / "open_clip_config.json", f"model_cfg.{path}", value or half)
+    save_file({name: x.float() for name, x in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"not those of its configuration: .*{message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        (lambda x: x.to(torch.int8), "'visual.proj' has another kind of numbers; F16, BF16, F32, F64"),
+        (lambda x: x.bool(), "another kind of numbers"),
+        (lambda x: x * float("nan"), "'visual.proj' .* is not finite"),
+        (lambda x: x.fill_(float("inf")), "is not finite"),
+        (lambda x: x.reshape(1, *x.shape), "not those of its configuration"),
+    ],
+)
+def test_weights_are_finite_numbers_in_their_shape(folder, spoiled, message):
+    tensors = {name: value.clone() for name, value in load_file(folder / WEIGHTS).items()}
+    tensors["visual.proj"] = spoiled(tensors["visual.proj"])
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_honest_weights_of_other_floats_names_and_a_flat_scale_are_read(folder, dtype):
+    tensors = {f"module.{name}": value.to(dtype) for name, value in load_file(folder / WEIGHTS).items()}
+    tensors["module.logit_scale"] = tensors["module.logit_scale"].reshape(1)
+    save_file(tensors, folder / WEIGHTS)
+    loaded = load(folder).weights()
+    assert all(torch.equal(p, tensors[f"module.{name}"].to(p.dtype).reshape(p.shape)) for name, p in loaded.items())
+
+
 KINDS = {
     "resnet": ({"image_size": 64, "layers": [1, 1, 2, 1], "width": 8, "head_width": 32}, {}, {}),
     "custom text": ({}, {}, {"custom_text": True, "quick_gelu": True}),
@@ -359,6 +403,13 @@ def test_every_configuration_of_open_clips_own_is_known():
             configs.check_clip_config({"model_cfg": config}, head, name)
             if name in ("ViT-B-32", "ViT-H-14", "RN50x4", "coca_ViT-B-32", "ViT-B-32-plus-256", "ViT-L-14-336"):
                 assert 0.5 < numbers / configs._built_of_nothing(config) <= 1, name
+
+
+def test_names_of_before_the_text_had_a_tower_are_read(folder):
+    before = load_file(folder / WEIGHTS)
+    change(folder / "open_clip_config.json", "model_cfg.custom_text", True)
+    loaded = load(folder).weights()
+    assert all(torch.equal(before[name.removeprefix("text.")], p) for name, p in loaded.items())
 
 
 def test_a_decoy_hides_nothing(folder):
