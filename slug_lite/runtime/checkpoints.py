@@ -154,7 +154,8 @@ def _of_transformers(name: str, folder: Path | None = None) -> str:
     folder: where its config.json is, if that is known; only its model_type "clip" is a CLIPModel.
     """
     try:
-        kind = read_json(folder / "config.json").get("model_type") if folder else "clip"
+        known = folder is not None and (folder / "config.json").is_file()
+        kind = read_json(folder / "config.json").get("model_type", "clip") if known else "clip"
     except (ValueError, AttributeError, OSError):
         kind = None
     if kind != "clip":
