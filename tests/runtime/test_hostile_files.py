@@ -140,6 +140,22 @@ def test_no_tokenizer_is_trusted_with_code(folder, monkeypatch, name):
     assert [one["trust_remote_code"] for one in asked] == [False]
 
 
+def test_a_panic_of_rust_is_an_error_and_an_interrupt_stays_one():
+    """pyo3's PanicException is no Exception, so that no `except Exception` catches it."""
+
+    class PanicException(BaseException):
+        pass
+
+    for raised, seen in ((PanicException("index out of bounds"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        for bad in ("make", "tokenize"):
+
+            def fail(*args, raised=raised):
+                raise raised
+
+            with pytest.raises(seen, match="is no tokenizer of its files: Pan" if seen is ValueError else None):
+                configs.made_tokenizer(fail if bad == "make" else int, fail if bad == "tokenize" else int, "here")
+
+
 LETTER = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
 LONG = base64.b64encode(b"\0" * 4 + b"a" * 100).decode()
 BACKENDS = [
