@@ -72,7 +72,7 @@ class CLIPTextModel(nn.Module):
 
 
 class DiffusionPipeline:
-    text_encoder = CLIPTextModel()
+    text_encoder, unet, vae = CLIPTextModel(), CLIPTextModel(), CLIPTextModel()
 
     def __init__(self):
         self._progress_bar_config = {"desc": "own"}
