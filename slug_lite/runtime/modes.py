@@ -38,6 +38,11 @@ def _put_gradient(weight: nn.Parameter, requires_grad: bool, grad: Tensor | None
         grad.detach().copy_(values)
 
 
+def note_grad_mode(undo: Undo) -> None:
+    """Write down whether gradients are recorded."""
+    undo[object()] = partial(torch.set_grad_enabled, torch.is_grad_enabled())
+
+
 @undone
 def eval_mode(undo: Undo, model: nn.Module) -> None:
     """Eval mode inside; every module's own mode afterwards."""
@@ -49,7 +54,7 @@ def eval_mode(undo: Undo, model: nn.Module) -> None:
 @undone
 def no_gradients(undo: Undo) -> None:
     """As `torch.no_grad`, which an interrupt can leave switched on for the whole process."""
-    undo[object()] = partial(torch.set_grad_enabled, torch.is_grad_enabled())
+    note_grad_mode(undo)
     torch.set_grad_enabled(False)
 
 
@@ -72,7 +77,7 @@ def only_gradients_of(undo: Undo, clip: Clip, names: Sequence[str]) -> dict[str,
     with LOCK:
         note_gradients(undo, clip.model)
         note_modes(undo, clip.model)
-        undo[object()] = partial(torch.set_grad_enabled, torch.is_grad_enabled())
+        note_grad_mode(undo)
         clip.model.eval()
         for name, p in weights.items():
             p.requires_grad_(name in chosen)
