@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .modes import note_gradients, note_modes
+from .modes import note_grad_mode, note_gradients, note_modes
 from .undo import LOCK, Undo, undone
 
 Target = TypeVar("Target")
@@ -134,7 +134,7 @@ def kept(undo: Undo, model: nn.Module, weight: nn.Parameter) -> Tensor:
     undo.turn(model.parameters())
     values = weight.detach().clone()
     undo[object()] = partial(weight.detach().copy_, values)
-    undo[object()] = partial(torch.set_grad_enabled, torch.is_grad_enabled())
+    note_grad_mode(undo)
     torch.set_grad_enabled(False)
     return values
 
