@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .runtime.checks import check_base
 from .runtime.edit_files import Products, not_finite, outlines, read_edit, same_shapes, write_edit
-from .runtime.fingerprints import same_weights
+from .runtime.fingerprints import same_mark
 from .runtime.labels import shown
 from .runtime.libraries import encoder_of, own_version
 from .runtime.linear import Factors, factors_of, of_lower_rank, side_by_side
@@ -143,7 +143,7 @@ def merge(edits: Sequence[Edit]) -> Edit:
     if not edits:
         raise ValueError("no edits given")
     bases = {edit.base.partition("-")[0] for edit in edits}
-    if not all(same_weights(base, edits[0].base.partition("-")[0]) for base in bases):
+    if not all(same_mark(base, edits[0].base.partition("-")[0]) for base in bases):
         raise ValueError(f"edits of different base models cannot be merged: {', '.join(sorted(bases))}")
     shapes, steps = same_shapes([edit.deltas for edit in edits]), dict[str, float]()
     for edit in edits:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from .models import Clip
 from .runtime.checks import FREEZE, check_fit
-from .runtime.fingerprints import tower_mark, weights_fingerprint
+from .runtime.fingerprints import weights_fingerprint
 from .runtime.libraries import encoder_of, is_pipeline
 from .runtime.stacks import untouched
-from .runtime.text_towers import translate
+from .runtime.text_towers import tower_mark, translate
 from .runtime.wrappers import unwrapped
 
 
@@ -60,7 +60,7 @@ def deltas_for(target: object, deltas: Mapping[str, Tensor]) -> list[tuple[nn.Pa
 
 
 def fingerprint(target: object) -> str:
-    """What tells base models apart: 16 hex digits for all weights, "-" and the mark of the text tower if it is CLIP's.
+    """What tells base models apart: 24 hex digits for all weights, "-" and the mark of the text tower if it is CLIP's.
 
     Edits that are on do not change it. A pipeline, or its text encoder, has the second part alone.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .broken import check_one_colour
 from .captions import fold, naming, shared_names
-from .fingerprints import same_weights
+from .fingerprints import same_mark
 from .limits import check_size
 from .text_towers import differences
 
@@ -133,7 +133,7 @@ def check_base(wanted: str, found: str, whole: bool) -> None:
     wanted: of the model that an edit was made for; found: of the one that it is to go on.
     """
     (model, tower), (this, other) = wanted.partition("-")[::2], found.partition("-")[::2]
-    if whole and not same_weights(this, model):
+    if whole and not same_mark(this, model):
         raise ValueError(
             f"the edit was made for the model {model}, this one is {this}; force=True applies it all the same"
         )

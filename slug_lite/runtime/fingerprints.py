@@ -11,47 +11,55 @@ import torch
 from torch import Tensor
 
 from .modes import gradient_free
-from .text_towers import tower_fingerprint
 
 SAMPLE = 4096  # values of each tensor that are looked at, evenly spaced
 FLOOR = 1e-3  # added to a tensor's size: what half precision rounds to nothing counts for nothing
-STEP = 0.05  # in powers of two: how much the sizes of all tensors together may differ in models that are one
-_DIGITS = 4  # of the fingerprint's 16, that stand for the sizes; the others for the signs
+STEP = 0.01  # in powers of two: how much a sum of sizes may differ in models that are one
+SUMS, HASH, SUM = 4, 12, 3  # of a whole model: sums of sizes, digits of the hash, digits of a sum
 
 
-@gradient_free
-def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits: 12 of SHA-256 over every weight's name, shape and signs of sampled values; 4 for their sizes.
+class Mark:
+    """A hash over names, shapes and signs of tensors, and several weighted sums over their sizes.
 
-    No rounding to another dtype changes a sign, and hardly any a size: the same weights in fp32, fp16 and bf16 are one
-    model. To be compared by `same_weights`, for sizes may fall on either side of a step.
+    No rounding to another dtype changes a sign, and hardly any a size. Sizes are logarithms, to the base of two, of a
+    tensor's root mean square; what a tensor weighs in each sum, 0.5 to 1 or -1 to -0.5, follows from its name. So a
+    tensor that is scaled by 3 % shows in every sum, and two that are scaled in opposite ways in all but few.
     """
-    digest, sizes = hashlib.sha256(), 0.0
-    for name, weight in sorted(weights.items()):
+
+    def __init__(self, sums: int = SUMS) -> None:
+        self.digest, self.sizes = hashlib.sha256(), np.zeros(sums)
+
+    def add(self, name: str, weight: Tensor) -> None:
         flat = weight.flatten()
         places = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).round().long()
         sample = flat[places.to(flat.device)].float().cpu()  # of float8 too, which knows neither signs nor sums
         signs = np.packbits(torch.signbit(sample).numpy())
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + signs.tobytes())
-        sizes += math.log2(sample.double().square().mean().sqrt().item() + FLOOR) if len(sample) else 0.0
-    step = round(sizes / STEP) % 16**_DIGITS if math.isfinite(sizes) else 0
-    return f"{digest.hexdigest()[: 16 - _DIGITS]}{step:0{_DIGITS}x}"
+        self.digest.update(f"{name}{tuple(weight.shape)}".encode() + signs.tobytes())
+        drawn = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.int8)[: len(self.sizes)] + 0.5
+        if len(sample):
+            self.sizes += (np.copysign(0.5, drawn) + drawn / 256) * math.log2(sample.double().square().mean().sqrt().item() + FLOOR)
+
+    def text(self, hashed: int = HASH, summed: int = SUM) -> str:
+        """`hashed` hex digits of the hash, and `summed` of each sum in steps, which begin anew where digits end."""
+        steps = np.round(np.where(np.isfinite(self.sizes), self.sizes, 0) / STEP).astype(int) % 16**summed
+        return self.digest.hexdigest()[:hashed] + "".join(f"{step:0{summed}x}" for step in steps)
 
 
-def same_weights(one: str, other: str) -> bool:
-    """Are two `weights_fingerprint`s of one model, in whatever dtypes?"""
-    if one == other or len(one) != 16 or len(other) != 16:
-        return one == other
-    try:
-        apart = (int(one[-_DIGITS:], 16) - int(other[-_DIGITS:], 16)) % 16**_DIGITS
-    except ValueError:
+def same_mark(one: str, other: str, hashed: int = HASH, summed: int = SUM) -> bool:
+    """Are two `Mark`s' texts of one model, in whatever dtypes? Each sum may fall on either side of a step."""
+    if one[:hashed] != other[:hashed] or len(one) != len(other):
         return False
-    return one[:-_DIGITS] == other[:-_DIGITS] and apart in (0, 1, 16**_DIGITS - 1)
-
-
-def tower_mark(weights: Mapping[str, Tensor]) -> str:
-    """`tower_fingerprint` of a text tower; "" for one of another kind than CLIP's."""
     try:
-        return tower_fingerprint(weights)
+        steps = [[int(mark[i : i + summed], 16) for i in range(hashed, len(mark), summed)] for mark in (one, other)]
     except ValueError:
-        return ""
+        return one == other
+    return all((a - b) % 16**summed in (0, 1, 16**summed - 1) for a, b in zip(*steps, strict=True))
+
+
+@gradient_free
+def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A `Mark` of all weights: 24 hex digits, to be compared by `same_mark`."""
+    mark = Mark()
+    for name, weight in sorted(weights.items()):
+        mark.add(name, weight)
+    return mark.text()

@@ -6,15 +6,17 @@ Diffusion is CLIP's text tower in transformers' form, without the projection tha
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Container, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .fingerprints import Mark, same_mark
 from .modes import gradient_free
+
+DIGITS = (4, 2)  # of a block's mark: those of its hash, and those of each of its two sums
+PART = DIGITS[0] + 2 * DIGITS[1]
 
 # open_clip's name -> transformers'
 _OUTSIDE = {
@@ -121,29 +123,31 @@ def translate(tensors: Mapping[str, Tensor], names: Container[str]) -> dict[str,
 
 @gradient_free
 def tower_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """What tells text towers apart: four hex digits for embeddings and final norm, and four for each block.
+    """What tells text towers apart: eight hex digits for embeddings and final norm, and eight for each block.
 
-    weights: all of a tower, by the names of either library. Each part is the beginning of a SHA-256 over shapes, and
-    signs of up to 4,096 evenly spaced values a tensor. No rounding to another dtype changes a sign, so a CLIP in fp32
-    and a pipeline in fp16 or bf16 give the same; a tower whose last blocks are left out gives the beginning.
+    weights: all of a tower, by the names of either library. Each part is a `Mark` of four digits and two sums, so a
+    CLIP in fp32 and a pipeline in fp16 or bf16 have the same; a tower whose last blocks are left out has the beginning.
     """
-    parts: dict[int, hashlib._Hash] = {}
+    parts: dict[int, Mark] = {}
     for name, weight in sorted(to_transformers(weights).items()):
         block = _TRANSFORMERS.fullmatch(name)
         if name == _OUTSIDE["token_embedding.weight"]:
             weight = weight[:VOCABULARY]  # tokens added by textual inversion leave the tower what it was
-        flat = weight.flatten()
-        places = torch.linspace(0, flat.numel() - 1, min(4096, flat.numel()), dtype=torch.float64).round().long()
-        sample = flat[places.to(flat.device)]
-        signs = np.packbits(torch.signbit(sample.float() if sample.is_floating_point() else sample).cpu().numpy())
-        part = parts.setdefault(int(block[1]) + 1 if block else 0, hashlib.sha256())
-        place = f"{block[2]}.{block[3]}" if block else name
-        part.update(f"{place}{tuple(weight.shape)}".encode() + signs.tobytes())
-    return "".join(part.hexdigest()[:4] for _, part in sorted(parts.items()))
+        part = parts.setdefault(int(block[1]) + 1 if block else 0, Mark(sums=2))
+        part.add(f"{block[2]}.{block[3]}" if block else name, weight)
+    return "".join(part.text(*DIGITS) for _, part in sorted(parts.items()))
+
+
+def tower_mark(weights: Mapping[str, Tensor]) -> str:
+    """`tower_fingerprint` of a text tower; "" for one of another kind than CLIP's."""
+    try:
+        return tower_fingerprint(weights)
+    except ValueError:
+        return ""
 
 
 def differences(found: str, wanted: str) -> list[str]:
     """What of a text tower is not as in another, by `tower_fingerprint`; blocks left out at the end do not count."""
-    parts = [(found[i : i + 4], wanted[i : i + 4]) for i in range(0, len(found), 4)]
+    parts = [(found[i : i + PART], wanted[i : i + PART]) for i in range(0, len(found), PART)]
     names = ["embeddings or final norm", *(f"block {k}" for k in range(len(parts) - 1))]
-    return [name for name, (a, b) in zip(names, parts, strict=True) if a != b]
+    return [name for name, (a, b) in zip(names, parts, strict=True) if b and not same_mark(a, b, *DIGITS)]

@@ -149,21 +149,22 @@ def test_deltas_in_another_models_terms(text):
 # ---- which tower is it?
 
 
-def test_the_fingerprint_has_four_digits_for_each_block_and_four_for_the_rest(text):
+def test_the_fingerprint_has_eight_digits_for_each_block_and_eight_for_the_rest(text):
     whole = tower_fingerprint(text)
-    assert len(whole) == 4 * 3 and set(whole) <= set("0123456789abcdef")
+    assert len(whole) == 8 * 3 and set(whole) <= set("0123456789abcdef")
     assert tower_fingerprint(to_transformers(text)) == whole == tower_fingerprint(dict(reversed(text.items())))
     for change in ("text.", "text_model."):
         renamed = text if change == "text." else to_transformers(text)
         assert tower_fingerprint({change + name: w for name, w in renamed.items()}) == whole
     shorter = {name: w for name, w in text.items() if "resblocks.1." not in name}
-    assert tower_fingerprint(shorter) == whole[:8]
+    assert tower_fingerprint(shorter) == whole[:16]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_fingerprint_survives_rounding(text, dtype):
-    assert tower_fingerprint({name: w.to(dtype) for name, w in text.items()}) == tower_fingerprint(text)
-    assert tower_fingerprint({name: w.to(dtype).float() for name, w in text.items()}) == tower_fingerprint(text)
+    rounded = tower_fingerprint({name: w.to(dtype) for name, w in text.items()})
+    assert tower_fingerprint({name: w.to(dtype).float() for name, w in text.items()}) == rounded
+    assert differences(rounded, tower_fingerprint(text)) == []
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_the_fingerprint_survives_rounding(text, dtype):
 def test_the_fingerprint_tells_where_towers_differ(text, name, part):
     whole = tower_fingerprint(text)
     assert differences(whole, whole) == []
-    for other in (-text[name], torch.cat([text[name], text[name]])):
+    for other in (-text[name], torch.cat([text[name], text[name]]), 1.3 * text[name] + 0.1):
         assert differences(tower_fingerprint(text | {name: other}), whole) == [part]
     shorter = {n: w for n, w in text.items() if "resblocks.1." not in n}
     assert differences(tower_fingerprint(shorter), whole) == []  # blocks left out at the end do not count
@@ -190,7 +191,7 @@ def test_weights_that_change_places_are_noticed(text):
     assert differences(tower_fingerprint(text | {a: text[b], b: text[a]}), whole) == ["block 0"]
     blocks = {name.replace("resblocks.0.", "x").replace("resblocks.1.", "resblocks.0.").replace("x", "resblocks.1."): w
               for name, w in text.items()}  # fmt: skip
-    assert tower_fingerprint(blocks) == whole[:4] + whole[8:] + whole[4:8]
+    assert tower_fingerprint(blocks) == whole[:8] + whole[16:] + whole[8:16]
     assert tower_fingerprint({a: text[a]}) != tower_fingerprint({b: text[a]})
 
 
