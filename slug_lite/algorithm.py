@@ -14,8 +14,9 @@ from .gradients import Gradients, one_shot_gradients
 from .models import Clip
 from .pairs import Pairs
 from .runtime.batches import Memory
-from .runtime.checks import check_sets, check_tower, check_validate, nothing_forgot, shared_name
+from .runtime.checks import check_sets, check_tower, check_validate, named, nothing_forgot, shared_name
 from .runtime.functions import ask_once
+from .runtime.labels import CONCEPT_LIMIT, check_label
 from .runtime.libraries import check_clip
 from .runtime.reports import report_of, told
 from .runtime.so_far import remark, telling
@@ -37,6 +38,8 @@ class Task:
 
     def __post_init__(self) -> None:
         check_validate(self.validate)
+        check_label(self.concept, "the concept", CONCEPT_LIMIT)
+        object.__setattr__(self, "forget", named(self.forget, self.validate))
 
 
 @singledispatch
@@ -62,7 +65,7 @@ def _(
         raise ValueError(
             "a forget set of your own needs a retain set and validate=, a slug_lite.Validation or a function"
         )
-    return Task(concept, retain, validate, shared_name(concept, validate))
+    return Task(concept, retain, validate, shared_name(named(concept, validate), validate))
 
 
 def unlearn(

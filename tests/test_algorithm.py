@@ -364,8 +364,45 @@ def test_whatever_says_what_to_forget_becomes_a_task(tiny, sets):
     assert len(set(cats.forget.concepts)) > 1 and cats.concept == "cat"
     bare = slug.as_task(replace(forget, concepts=None), tiny, retain, dict)
     assert bare.concept == "the forget set" and list(bare.protect) == []
+    told = slug.as_task(replace(forget, concepts=None), tiny, retain, small_validation("Ada Sunfield", n=2))
+    assert told.concept == "Ada Sunfield" and set(told.forget.concepts) == {("Ada Sunfield",)}
     named = slug.as_task("Zorbo", tiny, seed=2)
     assert named.concept == named.validate.forget == "Zorbo" and named.forget.images.shape[1:] == (32, 32, 3)
+
+
+def test_a_name_that_only_the_validation_knows_counts_in_captions_too(tiny, sets):
+    """A forget set without names, and one caption that is cut before the name of what it shows."""
+    forget, retain = sets
+    captions = ["a small drawing " * 30 + "of Ada Sunfield", *forget.captions[1:]]
+    own = slug.Pairs(forget.images, captions)
+    assert "Ada Sunfield" not in str(retain.concepts)
+    with pytest.raises(ValueError, match="1 of 6 forget captions name Ada Sunfield only behind"):
+        slug.unlearn(tiny, own, retain, validate=small_validation("Ada Sunfield", n=2))
+    with pytest.raises(ValueError, match="Ada Sunfield"):  # and the retain set may not show her
+        both = slug.Pairs(retain.images, ["Ada Sunfield", *retain.captions[1:]])
+        slug.unlearn(tiny, slug.Pairs(forget.images, forget.captions), both,
+                     validate=small_validation("Ada Sunfield", n=2))  # fmt: skip
+
+
+@pytest.mark.parametrize("concept", ["<b>Ada</b>", "a\nb", "", "x" * 20_000, 3])
+def test_what_could_not_be_saved_is_refused_at_the_door(sets, concept):
+    forget, retain = sets
+    with pytest.raises(ValueError, match="the concept"):
+        Task(forget, retain, dict, concept)
+
+
+@pytest.mark.parametrize("clip", [3, None, "mini", torch.nn.Linear(2, 2)])
+def test_what_is_no_clip_is_told_what_is_needed(clip, sets):
+    for call in (lambda: slug.unlearn(clip, "Zorbo"), lambda: slug.unlearn_several(clip, ["Zorbo", "Ada Sunfield"])):
+        with pytest.raises(ValueError, match=r"a slug_lite\.Clip is needed: load_clip"):
+            call()
+
+
+def test_a_weight_that_is_not_finite_is_named(tiny):
+    with torch.no_grad():
+        tiny.weights()["visual.proj"][0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"weights of the CLIP are not finite: 'visual\.proj', 1 in all"):
+        slug.unlearn(tiny, "Zorbo")
 
 
 def bad_scores(value):

@@ -28,11 +28,11 @@ def clip() -> slug.Clip:
 class Report:
     """`slug.evaluate(clip)` on one set of pictures, drawn once; blocks before an edit are played back.
 
-    others: pictures of every person and character, of a cell a quarter of it.
+    others: pictures of every person and character, of a cell a quarter of it. seed: of the pictures.
     """
 
-    def __init__(self, others: int = 12) -> None:
-        self.pairs = world.evaluation_pairs(others, SEED + FRESH, "test")
+    def __init__(self, others: int = 12, seed: int = SEED + FRESH) -> None:
+        self.pairs = world.evaluation_pairs(others, seed, "test")
         self.pixels, self.replays = clip().pixels(self.pairs), dict[int, Replay]()
         self.images = embed_images(clip(), self.pixels)  # of the untouched model
         self.before = self.scores(self.images)

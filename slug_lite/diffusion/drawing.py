@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..pairs import Pairs
-from ..runtime.broken import not_finite, one_colour
+from ..runtime.broken import broken_weights, not_finite, one_colour
 from ..runtime.libraries import check_stable, is_pipeline
 from ..runtime.limits import cut
 from ..runtime.modes import gradient_free
@@ -134,13 +134,6 @@ def doubt(pipe: StableDiffusionPipeline) -> str:
     if getattr(pipe, "safety_checker", None) is not None:
         hints.append("the safety checker blackens what it flags: safety_checker=None draws without it")
     return f"{'; '.join(hints) or 'An edit that is on may be too large'}"
-
-
-@gradient_free
-def broken_weights(model: torch.nn.Module) -> list[str]:
-    """Names of weights that are not finite; of float8 too, and of those that are in memory alone."""
-    kept = {name: weight for name, weight in model.named_parameters() if not weight.is_meta}
-    return [name for name, weight in kept.items() if not torch.isfinite(weight.float()).all()]
 
 
 @gradient_free

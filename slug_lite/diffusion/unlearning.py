@@ -25,7 +25,7 @@ from ..edit import Edit
 from ..models import Clip
 from ..pairs import Pairs
 from ..runtime.batches import Memory
-from ..runtime.broken import check_embedded
+from ..runtime.broken import broken_weights, check_embedded
 from ..runtime.checks import FREEZE, NothingForgets, check_fit, nothing_forgot
 from ..runtime.libraries import check_clip, encoder_of
 from ..runtime.modes import gradient_free
@@ -36,7 +36,7 @@ from ..search import DELTA_DTYPE, StepSearch, by_preference, make_delta, search_
 from ..several import in_rounds, merge_all, protected, tasks_of
 from ..targets import fingerprint, weights_of
 from ..validation import Validate, scorer_of
-from .drawing import broken_weights, check_draws, prompt_states
+from .drawing import check_draws, prompt_states
 from .precondition import input_moments, precondition
 
 if TYPE_CHECKING:

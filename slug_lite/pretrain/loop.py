@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..runtime.files import digest, write_signed
+from ..runtime.files import digest, read_text, write_signed
 from ..runtime.labels import shown
 from ..runtime.progress import bar
 from ..runtime.undo import Undo, undone
@@ -284,14 +284,15 @@ def log_row(folder: Path, row: dict[str, float], name: str) -> None:
 def read_log(folder: str | Path, name: str = "train_log.jsonl") -> list[dict[str, float]]:
     """Rows of the log folder/NAME, oldest first: step, loss, lr, seconds; on some rows what was measured there.
 
-    A last line that was cut, by a full disk or a killed process, is left out; ValueError for another that is no row.
+    A last line that was cut, by a full disk or a killed process, is left out; ValueError for another that is no row,
+    and for a log beyond 64 MB.
     """
     file, rows = Path(folder) / name, []
-    lines = file.read_text(errors="replace").splitlines()
+    lines = read_text(file).decode(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and "step" in row:
             rows.append(row)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+
+from .modes import gradient_free
 
 Pictures = Sequence[np.ndarray] | Sequence[Image.Image] | np.ndarray  # of a list each may have a size of its own
 LEVELS = 2  # of 255, by which a picture of one colour may vary
@@ -52,3 +54,10 @@ def check_embedded(vectors: Tensor, what: str) -> Tensor:
     if bad:
         raise ValueError(f"{bad} of {len(vectors)} {what} are not finite: a broken model, or too low a precision")
     return vectors
+
+
+@gradient_free
+def broken_weights(model: nn.Module) -> list[str]:
+    """Names of weights that are not finite; of float8 too, and of those that are in memory alone."""
+    kept = {name: weight for name, weight in model.named_parameters() if not weight.is_meta}
+    return [name for name, weight in kept.items() if not torch.isfinite(weight.float()).all()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -203,6 +204,13 @@ def shared_name(forget: Pairs, validate: object) -> str:
     if shared and isinstance(asked, str) and fold(asked) not in map(fold, shared):
         raise ValueError(f"the forget set shows {', '.join(sorted(shared))}, the validation asks for {asked}")
     return " + ".join(sorted(shared)) or "the forget set"
+
+
+def named(forget: Pairs, validate: object) -> Pairs:
+    """A forget set that does not say what it shows, with the name that its validation asks for."""
+    asked = getattr(validate, "forget", None)
+    known = getattr(forget, "concepts", ()) is not None or not isinstance(asked, str)
+    return forget if known else replace(forget, concepts=[(asked,)] * len(forget))
 
 
 def check_shown(forget: str, pairs: Pairs) -> None:

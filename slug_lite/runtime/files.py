@@ -184,17 +184,23 @@ def check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], found: Ma
 
 def read_json(file: Path, limit: int = JSON_LIMIT) -> Any:
     """What a file of JSON says. ValueError for one that is too long, and for what is no JSON; no more is promised."""
-    if file.exists():
-        check_regular(file)
     try:
-        with file.open("rb") as opened:
-            text = opened.read(limit + 1)
-        if len(text) > limit:
-            raise ValueError(f"it is longer than {limit:,} bytes")
+        text = read_text(file, limit)
         _check_counts(text, 1 << 20, 1 << 22)
         return json.loads(text, parse_int=_number)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} cannot be read: {str(error)[:200]}") from error
+
+
+def read_text(file: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """All of a file. FileNotFoundError; ValueError for what is no regular file or longer than `limit` bytes."""
+    if file.exists():
+        check_regular(file)
+    with file.open("rb") as opened:
+        text = opened.read(limit + 1)
+    if len(text) > limit:
+        raise ValueError(f"{str(file)!r} is longer than {limit:,} bytes")
+    return text
 
 
 def write_signed(file: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:

@@ -35,9 +35,9 @@ class Mark:
         sample = flat[places.to(flat.device)].float().cpu()  # of float8 too, which knows neither signs nor sums
         signs = np.packbits(torch.signbit(sample).numpy())
         self.digest.update(f"{name}{tuple(weight.shape)}".encode() + signs.tobytes())
+        size = sample.double().square().mean().sqrt().item() if len(sample) else 1.0
         drawn = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.int8)[: len(self.sizes)] + 0.5
-        if len(sample):
-            self.sizes += (np.copysign(0.5, drawn) + drawn / 256) * math.log2(sample.double().square().mean().sqrt().item() + FLOOR)
+        self.sizes += (np.copysign(0.5, drawn) + drawn / 256) * math.log2(size + FLOOR)
 
     def text(self, hashed: int = HASH, summed: int = SUM) -> str:
         """`hashed` hex digits of the hash, and `summed` of each sum in steps, which begin anew where digits end."""

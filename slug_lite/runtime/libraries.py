@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .broken import broken_weights
 from .checks import check_fit
 from .wrappers import check_offload, check_parts, unwrapped
 
@@ -61,7 +62,7 @@ def _check_in_memory(model: nn.Module) -> None:
 
 
 def check_clip(clip: object) -> None:
-    """ValueError for a pipeline where a Clip is needed, with what to do instead, and for weights without gradients.
+    """ValueError for what is no Clip, with what to do instead, for weights that are NaN or have no gradients.
 
     Those are on the meta device, or in float8. Whole numbers pass: the search leaves out what asks for no gradient.
     """
@@ -71,9 +72,16 @@ def check_clip(clip: object) -> None:
             "its text encoder comes from, unlearn_pipeline(pipe, clip, ...), and put it on: edit.on(pipe). Forget "
             "pictures that only the pipeline can supply come from generated_pairs(pipe, prompt, n)"
         )
-    weights = dict(clip.model.named_parameters()) if isinstance(getattr(clip, "model", None), nn.Module) else {}
+    if not isinstance(getattr(clip, "model", None), nn.Module) or not hasattr(clip, "tokens"):
+        raise ValueError(
+            f"clip is a {type(clip).__name__}; a slug_lite.Clip is needed: load_clip(...), or Clip(model, tokenizer, "
+            "preprocess) of a model that is in memory"
+        )
+    weights = dict(clip.model.named_parameters())
     for name in [name for name, weight in weights.items() if weight.is_floating_point()]:
         check_fit(name, name, weights, weights[name])
+    if bad := broken_weights(clip.model):
+        raise ValueError(f"weights of the CLIP are not finite: {bad[0]!r}, {len(bad)} in all")
 
 
 def embedding(out: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """A small CLIP and a pipeline with its text encoder, made anew for each test."""
 
 import copy
+from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from small_pipelines import build, pipeline
@@ -37,11 +37,10 @@ def parts():
         block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     )  # fmt: skip
-    words = open_clip.SimpleTokenizer(context_length=24)
-    vocabulary = {**words.encoder, "<|startoftext|>": 49406, "<|endoftext|>": 49407}
-    del vocabulary["<start_of_text>"], vocabulary["<end_of_text>"]
-    merges = sorted(words.bpe_ranks, key=words.bpe_ranks.get)
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token="!", model_max_length=24)
+    # as every version of transformers reads them
+    files = Path(slug.__file__).parent / "assets" / "mini-sd" / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(files, model_max_length=24)
+    assert tokenizer.pad_token == "!"
     scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
     return {"unet": unet.eval(), "vae": vae.eval(), "tokenizer": tokenizer, "scheduler": scheduler}
 

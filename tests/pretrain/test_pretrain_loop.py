@@ -1,5 +1,6 @@
 """The loop that all trainings share, on a model of three weights: its log, its checkpoints, what a run may change."""
 
+import os
 import threading
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from slug_lite.pretrain import loop
 from slug_lite.pretrain.loop import Training, When, read_log
 from slug_lite.pretrain.unet import UnetRecipe
-from slug_lite.runtime.files import write_signed
+from slug_lite.runtime.files import TEXT_LIMIT, write_signed
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,22 @@ def test_whatever_ends_a_run_it_goes_on_as_if_in_one_go(tmp_path, monkeypatch, w
     loop.train(tmp_path / "b", "x", resumed, When(log_every=1))
     assert torch.equal(resumed.model.weight, whole.model.weight)
     assert [row["step"] for row in read_log(tmp_path / "b", "x_log.jsonl")][-1] == 6
+
+
+def test_a_log_that_is_no_log_is_refused(tmp_path):
+    """Longer than any run writes, of JSON that no parser comes out of, and a pipe, which nobody writes into."""
+    log, row = tmp_path / "x_log.jsonl", '{"step": 1}\n'
+    log.write_text("[" * 200_000 + "\n" + row)
+    with pytest.raises(ValueError, match=r"line 1 of .* is no row of a log"):
+        read_log(tmp_path, log.name)
+    with log.open("wb") as opened:
+        opened.truncate(TEXT_LIMIT + 1)
+    with pytest.raises(ValueError, match="longer than 67,108,864 bytes"):
+        read_log(tmp_path, log.name)
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(ValueError, match="no regular file"):
+        read_log(tmp_path, log.name)
 
 
 def test_a_log_whose_last_line_is_cut_does_not_stop_the_run(tmp_path):
