@@ -14,7 +14,6 @@ set and validation pictures of their own seed, and are reported on pictures of a
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
