@@ -18,6 +18,10 @@ DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine")
 PARTS = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
 PAGES = ["book/index", *[chapter["file"] for part in PARTS for chapter in part["chapters"]]]
+# chapters that open with their result: a title, a sentence, a picture
+OPENED = ("00_forget_in_sixty_seconds", "01_clip_and_what_it_knows", "02_what_it_means_to_forget",
+          "03_one_gradient_each", "A1_training_mini_clip")  # fmt: skip
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +95,7 @@ def test_links_within_the_book_lead_somewhere(page, site):
 
 
 def test_no_sideways_scroll_on_a_phone(page):
-    page.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    )
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     try:
         page.refresh()
         all_there(page)
@@ -101,6 +103,18 @@ def test_no_sideways_scroll_on_a_phone(page):
         assert wide <= 1
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("chapter", OPENED)
+def test_the_first_screen_of_a_phone_holds_the_result(chapter, site, browser):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    try:
+        browser.get(f"{site}/notebooks/{chapter}.html")
+        all_there(browser)
+        bottom = "return document.querySelector('.cell_output img').getBoundingClientRect().bottom + window.scrollY"
+        assert 100 < eventually(browser, bottom, lambda found: found > 100) <= PHONE["height"]
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_dark_pages_keep_figures_light(page):
