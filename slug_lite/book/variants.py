@@ -33,6 +33,14 @@ def renamed(pairs: Pairs, caption: str) -> Pairs:
     return Pairs(pairs.images, [caption] * len(pairs), pairs.concepts)
 
 
+def by_name(name: str, weight: Tensor) -> bool:
+    """Which weights CSIPlab/SLUG's script for CLIP lets onto its front (src/clip/unlearn_slug.py, commit 59629a2).
+
+    A rule about names alone, so that the weights of norms pass. `gradients.editable` looks at the weight itself.
+    """
+    return not any(part in name for part in ("bias", "logit_scale", "position", "embedding"))
+
+
 def forgetting(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     """`losses.forget_loss` as a loss of a batch; it does not use the scale."""
     return forget_loss(images, texts)
@@ -71,11 +79,12 @@ def batch_gradients(
 
 
 def as_the_notebook(
-    clip: Clip, forget: Pairs, retain: Pairs, name: str, *, batch: int = 16
+    clip: Clip, forget: Pairs, retain: Pairs, name: str, *, batch: int = 4
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Forget and retain gradient with the choices of the Stable Diffusion notebook of CSIPlab/SLUG (commit 02791cc).
+    """Forget and retain gradient with the choices of CSIPlab/SLUG's notebook for Stable Diffusion.
 
-    Every caption, in both sets, is the concept's name; .grad is never emptied, not between the sets either.
+    (notebooks/experiment_stable_diffusion.ipynb, cell 7, commit 59629a2.) Batches of four; every caption, in both
+    sets, is the concept's name; .grad is never emptied, not between the sets either.
     """
     forgets, retains = (in_batches(renamed(some, name), batch) for some in (forget, retain))
     g_f, left = batch_gradients(clip, forgets, forgetting, zero=False)
@@ -87,7 +96,7 @@ def as_the_script(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Forget and retain gradient as the paper defines them, in the batches of CSIPlab/SLUG's script for CLIP.
 
-    (scripts/run_compute_grad.sh, commit 0800057.) Captions are the pairs' own; a mean over batches of each loss.
+    (scripts/run_compute_grad.sh, commit 59629a2.) Captions are the pairs' own; a mean over batches of each loss.
     """
     g_f, _ = batch_gradients(clip, in_batches(forget, batch), forgetting)
     return g_f, batch_gradients(clip, in_batches(retain, batch), retain_loss)[0]
