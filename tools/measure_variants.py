@@ -1,7 +1,7 @@
 """Where the released code and the paper part, one departure at a time; the chapter on the official code draws it.
 
-python tools/measure_variants.py          two concepts of each kind, seed 0; ten minutes of one core; goes on where it
-                                          stopped
+python tools/measure_variants.py          two concepts of each kind, seed 0; twelve minutes of one core; goes on where
+                                          it stopped
 
 Three whole methods:
 

@@ -83,11 +83,19 @@ def test_bad_input_is_named(tiny, some):
         variants.in_batches(some[0], 0)
 
 
+def test_names_alone_let_norms_in_and_embeddings_not(tiny):
+    let_in = {name for name, weight in tiny.weights().items() if variants.by_name(name, weight)}
+    assert {"ln_final.weight", "visual.proj", "text_projection"} <= let_in
+    assert not any(word in name for name in let_in for word in ("bias", "embedding", "logit_scale"))
+    assert {name for name, weight in tiny.weights().items() if slug.editable(name, weight)} < let_in
+
+
 def test_the_shipped_comparison_is_whole():
     rows, about = load_results("variants")
-    best = rows[rows.choice == "best"]
-    assert best.name.nunique() >= 5 and {"script", "seed", "date", "versions", "pictures"} <= set(about)
-    assert len(best) == 6 * best.name.nunique() and set(best.way) == {"script", "notebook", "whole"}
-    assert set(best.sign) == {1, -1} and (best.common <= best.front).all()
-    up = best[(best.way == "whole") & (best.sign == 1)]
-    assert (up.common == up.front).all() and up.left.max() <= 0.25
+    assert {"script", "seed", "date", "versions", "pictures"} <= set(about)
+    assert rows.name.nunique() >= 8 and (rows.groupby("name").way.nunique() == rows.way.nunique()).all()
+    assert {"paper", "released", "ours", "descent", "top5", "notebook_up", "notebook_down"} <= set(rows.way)
+    assert len(rows) == rows.name.nunique() * rows.way.nunique() and (rows.common <= rows.front).all()
+    paper = rows[rows.way == "paper"]
+    assert (paper.common == paper.front).all() and paper.layer.notna().all()
+    assert rows[rows.layer.isna()].left.isna().all() and rows[rows.layer.notna()].left.between(0, 1).all()
