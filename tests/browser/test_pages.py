@@ -20,7 +20,8 @@ PARTS = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
 PAGES = ["book/index", *[chapter["file"] for part in PARTS for chapter in part["chapters"]]]
 # chapters that open with their result: a title, a sentence, a picture
 OPENED = ("00_forget_in_sixty_seconds", "01_clip_and_what_it_knows", "02_what_it_means_to_forget",
-          "03_one_gradient_each", "A1_training_mini_clip")  # fmt: skip
+          "03_one_gradient_each", "04_which_layer", "05_how_far", "06_why_one_layer_is_enough", "07_many_names",
+          "07b_reading_the_official_code", "A1_training_mini_clip")  # fmt: skip
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 
