@@ -14,9 +14,8 @@ from .gradients import Gradients, one_shot_gradients
 from .models import Clip
 from .pairs import Pairs
 from .runtime.batches import Memory
-from .runtime.checks import check_sets, check_tower, check_validate, named, nothing_forgot, shared_name
+from .runtime.checks import check_kinds, check_sets, check_tower, concept_of, forget_of, nothing_forgot
 from .runtime.functions import ask_once
-from .runtime.labels import CONCEPT_LIMIT, check_label
 from .runtime.libraries import check_clip
 from .runtime.reports import report_of, told
 from .runtime.so_far import remark, telling
@@ -37,9 +36,7 @@ class Task:
     protect: Sequence[Pairs] = ()
 
     def __post_init__(self) -> None:
-        check_validate(self.validate)
-        check_label(self.concept, "the concept", CONCEPT_LIMIT)
-        object.__setattr__(self, "forget", named(self.forget, self.validate))
+        object.__setattr__(self, "forget", forget_of(self.forget, self.validate, self.concept))
 
 
 @singledispatch
@@ -65,7 +62,7 @@ def _(
         raise ValueError(
             "a forget set of your own needs a retain set and validate=, a slug_lite.Validation or a function"
         )
-    return Task(concept, retain, validate, shared_name(named(concept, validate), validate))
+    return Task(concept, retain, validate, concept_of(concept, validate))
 
 
 def unlearn(
@@ -85,6 +82,7 @@ def unlearn(
     """
     check_clip(clip)
     check_tower(tower)
+    check_kinds(("search", search, StepSearch), ("memory", memory, Memory), seed=seed)
     task = as_task(concept, clip, retain, validate, seed)
     fronts_of = partial(candidate_fronts, search, tower)
     (gradients,) = gradients_of(clip, [task], fronts_of, memory)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .runtime.checks import check_base
-from .runtime.edit_files import Products, not_finite, outlines, read_edit, same_shapes, write_edit
+from .runtime.edit_files import Products, check_matrices, not_finite, outlines, read_edit, same_shapes, write_edit
 from .runtime.fingerprints import same_mark
 from .runtime.labels import shown
 from .runtime.libraries import encoder_of, own_version
@@ -96,7 +96,8 @@ class Edit:
         """Put the edit on `target` for the length of a with-block.
 
         target: a Clip or its model, a diffusers.StableDiffusionPipeline or its text encoder, of any dtype and device.
-        Leaving it, however, restores weights, requires_grad, .grad and train/eval mode bit for bit. Threads take turns.
+        Leaving it, however, restores weights, requires_grad, .grad and train/eval mode bit for bit. Threads take turns
+        (asyncio tasks need a lock, or get an error); what reads the model without an edit of its own sees what is on.
         ValueError, and nothing changed, for a target of another kind, for layers that it does not have (a pipeline
         has no vision tower and no text_projection), other shapes, and, without force, another model.
         """
@@ -113,9 +114,10 @@ class Edit:
     def low_rank(self, rank: int) -> Edit:
         """The edit with every delta replaced by the nearest one of `rank` (Eckart and Young, 1936), for small files.
 
-        A convolution counts as a matrix (out, in * height * width). ValueError for a rank below 1.
+        A convolution counts as a matrix (out, in * height * width). ValueError for a rank below 1, and for no matrix.
         """
         check_whole(rank=rank)
+        check_matrices(self.deltas)
         if self.factors:
             factors = {layer: of_lower_rank(pair, rank) for layer, pair in self.factors.items()}
         else:

@@ -103,7 +103,7 @@ def chosen_layers(clip: Clip, layers: Layers) -> list[str]:
     """The names of the weights of either tower that pass `layers`. ValueError for none."""
     names = [n for n, w in clip.weights().items() if clip.tower(n) and layers(n, w)]
     if not names:
-        raise ValueError("no weight of the model passes `layers` (by default frozen ones, requires_grad=False, do not)")
+        raise ValueError("no weight may be chosen: not a frozen one (requires_grad=False), bias, norm or embedding")
     return names
 
 

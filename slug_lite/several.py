@@ -19,7 +19,7 @@ from .gradients import Gradients, forget_gradients
 from .models import Clip
 from .pairs import Pairs
 from .runtime.batches import Memory
-from .runtime.checks import check_protect, check_tower, names_of
+from .runtime.checks import check_kinds, check_protect, check_tower, names_of
 from .runtime.libraries import check_clip
 from .runtime.linear import protect_layers
 from .runtime.reports import reported, told
@@ -55,6 +55,7 @@ def unlearn_several(
     """
     check_clip(clip)
     check_tower(tower)
+    check_kinds(("search", search, StepSearch), ("memory", memory, Memory), seed=seed)
     tasks = tasks_of(concepts, clip, seed)
     protect = tasks[0].protect if protect is None else protect
     check_protect([task.forget for task in tasks], protect)

@@ -11,6 +11,7 @@ from small_clips import small_validation
 import slug_lite as slug
 from slug_lite import Pairs, StepSearch, Task, algorithm
 from slug_lite.algorithm import best_edit
+from slug_lite.runtime.checks import check_sets
 from slug_lite.search import Found
 from slug_lite.several import in_rounds
 from slug_lite.world.evaluation import drop, recognised
@@ -382,6 +383,54 @@ def test_a_name_that_only_the_validation_knows_counts_in_captions_too(tiny, sets
         both = slug.Pairs(retain.images, ["Ada Sunfield", *retain.captions[1:]])
         slug.unlearn(tiny, slug.Pairs(forget.images, forget.captions), both,
                      validate=small_validation("Ada Sunfield", n=2))  # fmt: skip
+
+
+def test_a_tasks_name_its_sets_and_its_validation_agree(tiny, sets):
+    """A name that nothing else says is that of all pairs; one that something else denies is an error."""
+    forget, retain = sets
+    bare, both = replace(forget, concepts=None), slug.Pairs(retain.images, ["my dog", *retain.captions[1:]])
+    task = Task(bare, both, dict, "my dog")
+    assert set(task.forget.concepts) == {("my dog",)}
+    with pytest.raises(ValueError, match="1 retain pairs are about my dog"):
+        check_sets([task.forget], task.retain)
+    ada = small_validation("Ada Sunfield", n=2)
+    for few in ([()] * len(forget), [("girl",) if k % 2 else ("friend",) for k in range(len(forget))]):
+        found = slug.as_task(replace(forget, concepts=few), tiny, retain, ada)
+        assert found.concept == "Ada Sunfield" and all("Ada Sunfield" in names for names in found.forget.concepts)
+    with pytest.raises(ValueError, match="the task is to forget 'Zorbo', its validation asks for 'Ada Sunfield'"):
+        Task(forget, retain, ada, "Zorbo")
+    with pytest.raises(ValueError, match="the validation asks for Zorbo"):
+        Task(forget, retain, small_validation("Zorbo", n=2), "Zorbo")
+    assert Task(forget, retain, ada, "the girl next door").concept == "the girl next door"
+    assert Task(bare, retain, dict, "the forget set").forget.concepts is None
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"search": {"rule": "top1"}}, r"search=\{'rule': 'top1'\}; a slug_lite.StepSearch is needed"),
+        ({"search": None}, "search=None; a slug_lite.StepSearch"), ({"search": StepSearch}, "StepSearch is needed"),
+        ({"memory": 8}, "memory=8; a slug_lite.Memory"), ({"seed": 1.5}, "seed=1.5; a whole number"),
+        ({"seed": "1"}, "seed='1'"), ({"seed": None}, "seed=None"), ({"seed": -1}, "seed=-1"),
+    ],
+)  # fmt: skip
+def test_settings_are_looked_at_before_anything_is_done(tiny, settings, message, monkeypatch):
+    monkeypatch.setattr(algorithm, "as_task", lambda *_: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=message):
+        slug.unlearn(tiny, "Zorbo", **settings)
+    with pytest.raises(ValueError, match=message):
+        slug.unlearn_several(tiny, ["Zorbo"], **settings)
+
+
+def test_a_clip_that_lacks_a_part_or_can_take_no_gradient_is_told_so(tiny):
+    for half in (slug.Clip(tiny.model, None, None), slug.Clip(torch.nn.Linear(2, 2), tiny.tokenizer, tiny.preprocess)):
+        with pytest.raises(ValueError, match="of a CLIP that is in memory, none of them None"):
+            slug.unlearn(half, "Zorbo")
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inside torch\.inference_mode"):
+        slug.unlearn(tiny, "Zorbo")
+    tiny.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no weight may be chosen: not a frozen one"):
+        slug.unlearn(tiny, "Zorbo")
 
 
 @pytest.mark.parametrize("concept", ["<b>Ada</b>", "a\nb", "", "x" * 20_000, 3])

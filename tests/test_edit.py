@@ -1,5 +1,7 @@
 """Edits: on and off bit for bit, in any order, through files, and only on the model that they were made for."""
 
+import asyncio
+import contextlib
 import copy
 import random
 import re
@@ -332,6 +334,38 @@ def test_threads_that_draw_with_edits_take_turns_and_leave_the_model_as_it_was(t
 
 
 @pytest.mark.cpu_only("the stand-in is of one thread")
+def test_tasks_of_one_thread_do_not_mix_their_edits(tiny):
+    """Two requests of a server of coroutines: the second is told to wait its turn; with a lock both are served."""
+    before, seen, one = state(tiny), {}, make(tiny)
+
+    async def request(name, lock):
+        async with lock:
+            with one.on(tiny):
+                await asyncio.sleep(0.01)
+                seen[name] = tiny.weights()[LAYER].detach().clone()
+
+    async def serve(*locks):
+        return await asyncio.gather(*(request(k, lock) for k, lock in enumerate(locks)), return_exceptions=True)
+
+    outcome = asyncio.run(serve(contextlib.nullcontext(), contextlib.nullcontext()))
+    assert outcome[0] is None and isinstance(outcome[1], RuntimeError) and "another asyncio task" in str(outcome[1])
+    assert same(before, state(tiny)) and list(seen) == [0]
+
+    async def locked():
+        lock = asyncio.Lock()
+        return await serve(lock, lock)
+
+    assert asyncio.run(locked()) == [None, None] and torch.equal(seen[0], seen[1]) and same(before, state(tiny))
+
+    async def nested():
+        with one.on(tiny), one.on(tiny):  # a task may nest its own
+            await asyncio.sleep(0)
+
+    with one.on(tiny):  # and a loop may run inside of a block
+        asyncio.run(nested())
+    assert same(before, state(tiny))
+
+
 def test_a_thread_that_has_ended_is_not_the_one_that_is_waited_for(tiny, monkeypatch):
     monkeypatch.setattr("slug_lite.runtime.undo.PATIENCE", 0.05)
     edit, entered, leave = make(tiny), threading.Event(), threading.Event()

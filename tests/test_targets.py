@@ -9,6 +9,7 @@ from test_edit import LAYER, OTHER, make, same, state
 
 import slug_lite as slug
 from slug_lite.runtime.fingerprints import same_mark
+from slug_lite.runtime.text_towers import differences
 from slug_lite.targets import as_clip, deltas_for, modules_of, weights_of
 
 
@@ -41,7 +42,8 @@ def test_missing_layers_and_other_shapes_are_refused_even_by_force(tiny, force):
 def test_fingerprint_knows_models_apart_not_precisions(tiny):
     base = slug.fingerprint(tiny)
     half = slug.Clip(copy.deepcopy(tiny.model).bfloat16(), tiny.tokenizer, tiny.preprocess)
-    assert slug.fingerprint(half) == base
+    assert all(map(same_mark, slug.fingerprint(half).split("-")[:1], base.split("-")[:1]))
+    assert differences(slug.fingerprint(half).split("-")[1], base.split("-")[1]) == []
     with make(tiny).on(tiny):
         assert slug.fingerprint(tiny) == base
     with torch.no_grad():
@@ -50,9 +52,9 @@ def test_fingerprint_knows_models_apart_not_precisions(tiny):
 
 
 def test_a_fingerprint_says_which_weights_and_which_text_tower(tiny):
-    """Eight digits for the tower's embeddings, and eight for each of two blocks: a pipeline has these alone."""
+    """Twelve digits for the tower's embeddings, and twelve for each of two blocks: a pipeline has these alone."""
     whole, _, tower = slug.fingerprint(tiny).partition("-")
-    assert len(whole) == 24 and len(tower) == 8 * 3 and set(whole + tower) <= set("0123456789abcdef")
+    assert len(whole) == 24 and len(tower) == 12 * 3 and set(whole + tower) <= set("0123456789abcdef")
     with torch.no_grad():
         tiny.weights()["text_projection"].add_(1)
     other = slug.fingerprint(tiny).partition("-")

@@ -26,7 +26,7 @@ from ..models import Clip
 from ..pairs import Pairs
 from ..runtime.batches import Memory
 from ..runtime.broken import broken_weights, check_embedded
-from ..runtime.checks import FREEZE, NothingForgets, check_fit, nothing_forgot
+from ..runtime.checks import FREEZE, NothingForgets, check_fit, check_kinds, nothing_forgot
 from ..runtime.libraries import check_clip, encoder_of
 from ..runtime.modes import gradient_free
 from ..runtime.reports import reported, told
@@ -67,6 +67,7 @@ def unlearn_pipeline(
     another CLIP.
     """
     check_clip(clip)
+    check_kinds(("search", search, StepSearch), ("memory", memory, Memory), seed=seed)
     check_pipeline_of(pipe, clip)
     if isinstance(preserve, str):
         raise ValueError(f"preserve={preserve!r}; give a sequence of texts, or ()")

@@ -281,6 +281,9 @@ def log_row(folder: Path, row: dict[str, float], name: str) -> None:
     os.replace(part, file)
 
 
+ROW_LIMIT = 100_000  # characters of a line of a log
+
+
 def read_log(folder: str | Path, name: str = "train_log.jsonl") -> list[dict[str, float]]:
     """Rows of the log folder/NAME, oldest first: step, loss, lr, seconds; on some rows what was measured there.
 
@@ -289,12 +292,13 @@ def read_log(folder: str | Path, name: str = "train_log.jsonl") -> list[dict[str
     """
     file, rows = Path(folder) / name, []
     lines = read_text(file).decode(errors="replace").splitlines()
+    lines = [line for line in lines if line.strip()]
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line) if len(line) <= ROW_LIMIT else None
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and "step" in row:
+        if isinstance(row, dict) and type(row.get("step")) is int:
             rows.append(row)
         elif number < len(lines):
             raise ValueError(f"line {number} of {str(file)!r} is no row of a log: {line[:80]!r}")

@@ -16,13 +16,16 @@ from torch import Tensor
 from .broken import check_one_colour
 from .captions import fold, naming, shared_names
 from .fingerprints import same_mark
+from .labels import CONCEPT_LIMIT, check_label
 from .limits import check_size
+from .numbers import check_whole
 from .text_towers import differences
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
 
 SHOWN = 12  # names that an error lists
+UNNAMED = "the forget set"  # what nobody has a name for
 FREEZE = ". To have the search leave a weight out, freeze it in the CLIP: requires_grad_(False)"
 
 
@@ -197,20 +200,40 @@ def check_lengths(images: Sequence, captions: Sequence[str], concepts: Sequence[
         raise ValueError(f"a pair needs one of each, but lengths differ: {sizes}")
 
 
-def shared_name(forget: Pairs, validate: object) -> str:
-    """What all pairs of a forget set are about. ValueError for a validation that asks for something else."""
-    shared = shared_names(forget.concepts)
-    asked = getattr(validate, "forget", None)
-    if shared and isinstance(asked, str) and fold(asked) not in map(fold, shared):
+def concept_of(forget: Pairs, validate: object) -> str:
+    """What all pairs of a forget set are about; else what their validation asks for. ValueError where they differ."""
+    shared, asked = shared_names(forget.concepts), getattr(validate, "forget", None)
+    if not (isinstance(asked, str) and asked.strip()):
+        return " + ".join(sorted(shared)) or UNNAMED
+    if shared and fold(asked) not in map(fold, shared):
         raise ValueError(f"the forget set shows {', '.join(sorted(shared))}, the validation asks for {asked}")
-    return " + ".join(sorted(shared)) or "the forget set"
+    return " + ".join(sorted(shared)) or asked
 
 
-def named(forget: Pairs, validate: object) -> Pairs:
-    """A forget set that does not say what it shows, with the name that its validation asks for."""
-    asked = getattr(validate, "forget", None)
-    known = getattr(forget, "concepts", ()) is not None or not isinstance(asked, str)
-    return forget if known else replace(forget, concepts=[(asked,)] * len(forget))
+def forget_of(forget: Pairs, validate: object, concept: str) -> Pairs:
+    """The forget set of a task that is called `concept`. Where no name says what all of it shows, this one does.
+
+    ValueError for a validation that is none, for one that asks for something else, and for what no file can hold.
+    """
+    check_validate(validate)
+    check_label(concept, "the concept", CONCEPT_LIMIT)
+    shown, names = concept_of(forget, validate), getattr(validate, "names", {})
+    known = {fold(name) for some in names.values() for name in some} if isinstance(names, Mapping) else set()
+    asked = str(getattr(validate, "forget", "") or concept)
+    if fold(concept) in known - {fold(asked)}:
+        raise ValueError(f"the task is to forget {concept!r}, its validation asks for {asked!r}")
+    name = concept if shown == UNNAMED else shown
+    if name == UNNAMED or shared_names(forget.concepts):
+        return forget
+    return replace(forget, concepts=[(*names, name) for names in forget.concepts or [()] * len(forget)])
+
+
+def check_kinds(*given: tuple[str, object, type], seed: object = 0) -> None:
+    """ValueError for settings of another type, before anything is done with them: ("search", search, StepSearch)."""
+    for name, value, kind in given:
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}={value!r}; a slug_lite.{kind.__name__} is needed, {kind.__name__}(...)")
+    check_whole(0, seed=seed)
 
 
 def check_shown(forget: str, pairs: Pairs) -> None:

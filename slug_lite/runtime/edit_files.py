@@ -64,6 +64,12 @@ def outlines(deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {layer: torch.empty(tuple(shape), device="meta") for layer, shape in shapes.items()}
 
 
+def check_matrices(deltas: Mapping[str, Tensor]) -> None:
+    """ValueError for what has no rank: a bias, a number."""
+    for layer in [layer for layer, delta in outlines(deltas).items() if delta.ndim < 2]:
+        raise ValueError(f"{layer!r} is no matrix, of which a lower rank is asked for")
+
+
 def same_shapes(all_deltas: Sequence[Mapping[str, Tensor]]) -> dict[str, tuple[int, ...]]:
     """The shape of each layer in several edits; no product is made. ValueError where they disagree."""
     shapes: dict[str, tuple[int, ...]] = {}

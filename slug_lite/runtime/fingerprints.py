@@ -21,9 +21,10 @@ SUMS, HASH, SUM = 4, 12, 3  # of a whole model: sums of sizes, digits of the has
 class Mark:
     """A hash over names, shapes and signs of tensors, and several weighted sums over their sizes.
 
-    No rounding to another dtype changes a sign, and hardly any a size. Sizes are logarithms, to the base of two, of a
-    tensor's root mean square; what a tensor weighs in each sum, 0.5 to 1 or -1 to -0.5, follows from its name. So a
-    tensor that is scaled by 3 % shows in every sum, and two that are scaled in opposite ways in all but few.
+    No rounding to another dtype changes a sign, and hardly any a size. Sizes are logarithms, to the base of two, of the
+    root mean square of a tensor's values in bfloat16; what a tensor weighs in each sum, 0.5 to 1 or -1 to -0.5, follows
+    from its name. So a tensor that is scaled by 3 % shows in every sum, and two that are scaled in opposite ways in all
+    but few.
     """
 
     def __init__(self, sums: int = SUMS) -> None:
@@ -34,6 +35,10 @@ class Mark:
         places = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).round().long()
         sample = flat[places.to(flat.device)].float().cpu()  # of float8 too, which knows neither signs nor sums
         signs = np.packbits(torch.signbit(sample).numpy())
+        # bfloat16 makes 1 of every gain that training has hardly moved, so all dtypes are compared in it; where half
+        # precision has a value halfway between two of its own, every other one goes up, else all would go one way
+        sample *= 1 + 2.0**-12 * (-1) ** torch.arange(len(sample))
+        sample = sample.bfloat16()
         self.digest.update(f"{name}{tuple(weight.shape)}".encode() + signs.tobytes())
         size = sample.double().square().mean().sqrt().item() if len(sample) else 1.0
         drawn = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.int8)[: len(self.sizes)] + 0.5

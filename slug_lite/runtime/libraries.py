@@ -72,11 +72,15 @@ def check_clip(clip: object) -> None:
             "its text encoder comes from, unlearn_pipeline(pipe, clip, ...), and put it on: edit.on(pipe). Forget "
             "pictures that only the pipeline can supply come from generated_pairs(pipe, prompt, n)"
         )
-    if not isinstance(getattr(clip, "model", None), nn.Module) or not hasattr(clip, "tokens"):
+    model, parts = getattr(clip, "model", None), ("tokenizer", "preprocess")
+    whole = all(getattr(clip, part, None) is not None for part in parts) and hasattr(clip, "tokens")
+    if not whole or not (hasattr(model, "encode_text") or hasattr(model, "get_text_features")):
         raise ValueError(
             f"clip is a {type(clip).__name__}; a slug_lite.Clip is needed: load_clip(...), or Clip(model, tokenizer, "
-            "preprocess) of a model that is in memory"
+            "preprocess) of a CLIP that is in memory, none of them None"
         )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("no gradients can be taken inside torch.inference_mode(); call this outside of it")
     weights = dict(clip.model.named_parameters())
     for name in [name for name, weight in weights.items() if weight.is_floating_point()]:
         check_fit(name, name, weights, weights[name])

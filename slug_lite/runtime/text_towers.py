@@ -15,8 +15,8 @@ from torch import Tensor
 from .fingerprints import Mark, same_mark
 from .modes import gradient_free
 
-DIGITS = (4, 2)  # of a block's mark: those of its hash, and those of each of its two sums
-PART = DIGITS[0] + 2 * DIGITS[1]
+SUMS, DIGITS = 4, (4, 2)  # of a block's mark: sums of sizes; digits of its hash, and of each sum
+PART = DIGITS[0] + SUMS * DIGITS[1]
 
 # open_clip's name -> transformers'
 _OUTSIDE = {
@@ -123,9 +123,9 @@ def translate(tensors: Mapping[str, Tensor], names: Container[str]) -> dict[str,
 
 @gradient_free
 def tower_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """What tells text towers apart: eight hex digits for embeddings and final norm, and eight for each block.
+    """What tells text towers apart: twelve hex digits for embeddings and final norm, and twelve for each block.
 
-    weights: all of a tower, by the names of either library. Each part is a `Mark` of four digits and two sums, so a
+    weights: all of a tower, by the names of either library. Each part is a `Mark` of four digits and four sums, so a
     CLIP in fp32 and a pipeline in fp16 or bf16 have the same; a tower whose last blocks are left out has the beginning.
     """
     parts: dict[int, Mark] = {}
@@ -133,7 +133,7 @@ def tower_fingerprint(weights: Mapping[str, Tensor]) -> str:
         block = _TRANSFORMERS.fullmatch(name)
         if name == _OUTSIDE["token_embedding.weight"]:
             weight = weight[:VOCABULARY]  # tokens added by textual inversion leave the tower what it was
-        part = parts.setdefault(int(block[1]) + 1 if block else 0, Mark(sums=2))
+        part = parts.setdefault(int(block[1]) + 1 if block else 0, Mark(SUMS))
         part.add(f"{block[2]}.{block[3]}" if block else name, weight)
     return "".join(part.text(*DIGITS) for _, part in sorted(parts.items()))
 

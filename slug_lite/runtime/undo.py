@@ -15,6 +15,7 @@ Blocks may be left in any order: what a later one noted of the same thing is the
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import threading
@@ -45,18 +46,22 @@ class Undo(dict[Hashable, Step]):
         super().__init__()
         self.at_end: Step | None = None
         self.at_error: Callable[[BaseException], object] | None = None
-        self.entered, self.thread, self.holds = False, threading.current_thread(), frozenset[int]()
+        self.entered, self.thread, self.task, self.holds = False, threading.current_thread(), None, frozenset[int]()
 
     def turn(self, things: Iterable[object]) -> None:
         """Wait until no other thread is in a block that took its turn with any of `things`; until this one ends, others
-        wait. RuntimeError after `PATIENCE` seconds. Threads that have ended are not waited for."""
-        self.entered = True
+        wait. RuntimeError after `PATIENCE` seconds. Threads that have ended are not waited for.
+
+        A thread cannot wait for itself: RuntimeError at once where another of its asyncio tasks is in such a block.
+        """
+        self.entered, self.task = True, _task()
         holds, end = frozenset(map(id, things)), time.monotonic() + PATIENCE
         self.thread = threading.current_thread()
         while True:
             with LOCK:
                 others = [one.thread for one in _ON.values() if one.thread is not self.thread and one.holds & holds]
                 others = [thread for thread in others if thread.is_alive()]
+                self.check_task(holds)
                 if not others:
                     self.holds = holds
                     _ON.pop(id(self), None)  # as new: what it notes it notes from now on
@@ -68,6 +73,14 @@ class Undo(dict[Hashable, Step]):
                     "seconds; threads that share a model take turns, or have a copy each"
                 )
             time.sleep(0.01)
+
+    def check_task(self, holds: frozenset[int]) -> None:
+        for one in _ON.values() if self.task is not None else ():
+            if one.holds & holds and one.task not in (None, self.task) and not one.task.done():
+                raise RuntimeError(
+                    "another asyncio task of this thread has an edit on this model, or a search in it; an asyncio.Lock "
+                    "around what they do has tasks take turns, or give each a copy of the model"
+                )
 
     def note(self, thing: object, name: str) -> None:
         """Write down an attribute that a thing itself has, or that it has none and its class is to be asked."""
@@ -85,6 +98,13 @@ class Undo(dict[Hashable, Step]):
                 else:
                     heir[key] = self[key]
                 self.pop(key, None)
+
+
+def _task() -> asyncio.Task | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None
 
 
 def _put_own(thing: object, name: str, value: object) -> None:

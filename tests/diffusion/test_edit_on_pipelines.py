@@ -222,7 +222,7 @@ def test_the_fingerprint_survives_names_and_precisions(clip, parts):
         {n: w for n, w in clip.model.state_dict().items() if not n.startswith(("visual", "logit"))}
     )
     text = base.partition("-")[2]
-    assert len(base) == 24 + 1 + 8 * 3
+    assert len(base) == 24 + 1 + 12 * 3
     for same_text in (half, other, of_transformers(clip)):
         assert slug.fingerprint(same_text).partition("-")[2] == text
     assert slug.fingerprint(other).partition("-")[0] != base.partition("-")[0]

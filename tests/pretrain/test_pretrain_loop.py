@@ -124,6 +124,12 @@ def test_a_log_that_is_no_log_is_refused(tmp_path):
     log.write_text("[" * 200_000 + "\n" + row)
     with pytest.raises(ValueError, match=r"line 1 of .* is no row of a log"):
         read_log(tmp_path, log.name)
+    for bad in ('{"step": null}', '{"step": "5"}', '{"step": true}', '{"step": [%s0]}' % ("[]," * 50_000), "null"):
+        log.write_text(bad + "\n" + row)
+        with pytest.raises(ValueError, match=r"line 1 of .* is no row of a log"):
+            read_log(tmp_path, log.name)
+    log.write_text(row + "\n \n" + row.replace("1", "2") + '{"step": 3, "lo\n\n')
+    assert [one["step"] for one in read_log(tmp_path, log.name)] == [1, 2]  # lines that are empty say nothing
     with log.open("wb") as opened:
         opened.truncate(TEXT_LIMIT + 1)
     with pytest.raises(ValueError, match="longer than 67,108,864 bytes"):

@@ -10,7 +10,7 @@ import torch
 import slug_lite as slug
 from slug_lite import Pairs
 from slug_lite.runtime.captions import Reader, check_read, fold, shared_names
-from slug_lite.runtime.checks import check_disjoint, shared_name
+from slug_lite.runtime.checks import check_disjoint, concept_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
 
@@ -253,6 +253,6 @@ def test_what_pairs_have_in_common_is_found_in_any_spelling(tiny, sets):
     with pytest.raises(ValueError, match="6 of 6 forget captions name Ada Sunfield only behind"):
         check_read(tiny, [late], sets[1])
     asked = SimpleNamespace(forget="Ada-Sunfield")
-    assert shared_name(late, asked) == "Ada Sunfield"
+    assert concept_of(late, asked) == "Ada Sunfield"
     with pytest.raises(ValueError, match="shows Ada Sunfield, the validation asks for Zorbo"):
-        shared_name(late, SimpleNamespace(forget="Zorbo"))
+        concept_of(late, SimpleNamespace(forget="Zorbo"))

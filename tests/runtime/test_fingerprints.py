@@ -37,6 +37,16 @@ def test_rounding_to_another_dtype_changes_no_mark_by_more_than_a_step(weights, 
         assert same_mark(mark, weights_fingerprint(one))
 
 
+def test_gains_that_training_has_hardly_moved_are_one_in_bfloat16_and_the_model_is_the_same():
+    """Between 1 and 1.0078 bfloat16 has nothing: all of many gains are rounded the same way, which adds up."""
+    generator = torch.Generator().manual_seed(0)
+    gains = {f"block {k}.ln.weight": 1.003 + 0.001 * torch.randn(256, generator=generator) for k in range(200)}
+    mark = weights_fingerprint(gains)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert same_mark(weights_fingerprint({name: w.to(dtype) for name, w in gains.items()}), mark)
+    assert not same_mark(weights_fingerprint({name: 1.02 * w for name, w in gains.items()}), mark)
+
+
 @pytest.mark.parametrize("name", ["a.weight", "a.bias", "scale"])
 def test_every_weight_counts_be_it_a_matrix_a_bias_or_a_number(weights, name):
     mark = weights_fingerprint(weights)

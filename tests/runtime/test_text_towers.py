@@ -149,15 +149,15 @@ def test_deltas_in_another_models_terms(text):
 # ---- which tower is it?
 
 
-def test_the_fingerprint_has_eight_digits_for_each_block_and_eight_for_the_rest(text):
+def test_the_fingerprint_has_twelve_digits_for_each_block_and_twelve_for_the_rest(text):
     whole = tower_fingerprint(text)
-    assert len(whole) == 8 * 3 and set(whole) <= set("0123456789abcdef")
+    assert len(whole) == 12 * 3 and set(whole) <= set("0123456789abcdef")
     assert tower_fingerprint(to_transformers(text)) == whole == tower_fingerprint(dict(reversed(text.items())))
     for change in ("text.", "text_model."):
         renamed = text if change == "text." else to_transformers(text)
         assert tower_fingerprint({change + name: w for name, w in renamed.items()}) == whole
     shorter = {name: w for name, w in text.items() if "resblocks.1." not in name}
-    assert tower_fingerprint(shorter) == whole[:16]
+    assert tower_fingerprint(shorter) == whole[:24]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -184,6 +184,18 @@ def test_the_fingerprint_tells_where_towers_differ(text, name, part):
     assert differences(tower_fingerprint(shorter), whole) == []  # blocks left out at the end do not count
 
 
+def test_two_weights_of_a_block_that_are_scaled_in_opposite_ways_are_noticed(text):
+    """As a norm's gain and the next one's, which many ways of fusing weights leave; of every pair in a block."""
+    whole = tower_fingerprint(text)
+    names = [name for name, w in text.items() if "resblocks.0." in name and w.abs().max() > 0.1]
+    assert len(names) >= 4
+    passed = [
+        (a, b) for a in names for b in names if a != b
+        and not differences(tower_fingerprint(text | {a: 1.1 * text[a], b: text[b] / 1.1}), whole)
+    ]  # fmt: skip
+    assert passed == []
+
+
 def test_weights_that_change_places_are_noticed(text):
     """Two biases of a shape in a block, and the same weights in each other's block."""
     a, b = "transformer.resblocks.0.ln_1.bias", "transformer.resblocks.0.ln_2.bias"
@@ -191,7 +203,7 @@ def test_weights_that_change_places_are_noticed(text):
     assert differences(tower_fingerprint(text | {a: text[b], b: text[a]}), whole) == ["block 0"]
     blocks = {name.replace("resblocks.0.", "x").replace("resblocks.1.", "resblocks.0.").replace("x", "resblocks.1."): w
               for name, w in text.items()}  # fmt: skip
-    assert tower_fingerprint(blocks) == whole[:8] + whole[16:] + whole[8:16]
+    assert tower_fingerprint(blocks) == whole[:12] + whole[24:] + whole[12:24]
     assert tower_fingerprint({a: text[a]}) != tower_fingerprint({b: text[a]})
 
 
