@@ -1,1 +1,1 @@
-"""What the pages of the book use: figures, widgets, results files, and the variants that chapters compare."""
+"""What the pages of the book use: figures, widgets, results files, variants to compare, checks of the exercises."""

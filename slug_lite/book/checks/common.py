@@ -7,8 +7,9 @@ A check works out the right value and what some typical mistakes give, and leave
     verdict_choice(answer, right, {a wrong choice: why, ...})         a word or a truth value
     attempt(function, *arguments)                                     the reader's function, called; never raises
 
-The mistakes are looked at in their order, so the most typical comes first; one that happens to give the right value
-is left out. A wrong sign and per cent for a share are recognised without being listed.
+Of several mistakes that give the answer, within the tolerance, the nearest is named, and of equally near ones the
+first, so the most typical comes first; one that happens to give the right value is left out. A wrong sign and per cent
+for a share are recognised without being listed.
 """
 
 from __future__ import annotations
@@ -114,9 +115,10 @@ def verdict(
     given = {name: array(one) for name, one in mistakes.items()}
     suspects = given | {name: factor * value for name, factor in factors.items()}
     suspects |= {f"{name}, and {SIGN}": -one for name, one in given.items()}
-    for name, suspect in suspects.items():
-        if alike(found, suspect, rel, abs_) and not alike(suspect, value, rel, abs_):
-            return f"{name}; the right value is near {near(right)}"
+    given = {k: v for k, v in suspects.items() if alike(found, v, rel, abs_) and not alike(v, value, rel, abs_)}
+    if given:
+        name = min(given, key=lambda name: np.abs(found - given[name]).max())
+        return f"{name}; the right value is near {near(right)}"
     good = np.isclose(found, value, rtol=rel, atol=abs_)
     part = f" ({int(good.sum())} of {good.size} numbers are right)" if good.size > 1 and good.any() else ""
     return f"wrong, in a way not on the list{part}; the right value is near {near(right)}, yours is {near(found)}"
