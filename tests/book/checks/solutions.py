@@ -67,9 +67,10 @@ def needed(cells, wanted):
 
 
 class Chapter:
-    """A notebook of the book, by the stem of its file."""
+    """A notebook of the book, by the stem of its file; names that will be `given` are not looked for in its cells."""
 
-    def __init__(self, stem):
+    def __init__(self, stem, given=()):
+        self.given = set(given)
         book = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
         self.cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
         text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
@@ -88,15 +89,15 @@ class Chapter:
     def names(self):
         """All that the chapter's own cells define and its solutions need."""
         os.environ.setdefault("MPLBACKEND", "Agg")
-        wanted = set().union(*(names_in(self.code(label))[2] for label in self.exercises))
+        wanted = set().union(*(names_in(self.code(label))[2] for label in self.exercises)) - self.given
         found = {"__name__": "__main__"}
         for place in sorted({1, *needed(self.cells, wanted)} - {0}):  # 0 is for Colab, 1 imports
             run(self.cells[place], found)
         return found
 
-    def solve(self, label):
+    def solve(self, label, **given):
         """Run the solution of an exercise: what it prints, and the names that it leaves."""
-        found = dict(self.names)
+        found = dict(self.names) | given
         return run(self.code(label), found), found
 
     def cell(self, start):
