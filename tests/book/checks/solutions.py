@@ -28,21 +28,25 @@ CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def names_in(source):
     """The names that code sets for what comes after it, those that it changes in place, and those that it needs."""
-    changes = set()
+    changes, grown, stored = set(), set(), set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
             while isinstance(node, ast.Subscript | ast.Attribute):
                 node = node.value
             changes.update({node.id} if isinstance(node, ast.Name) else ())
-        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-            changes.add(node.target.id)
+        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            grown.add(node.target)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in grown:
+            stored.add(node.id)
     top = symtable.symtable(source, "<cell>", "exec")
     sets = {one.get_name() for one in top.get_symbols() if one.is_assigned() or one.is_imported()}
     tables, uses = [top], {one.get_name() for one in top.get_symbols() if one.is_referenced()}
     while tables:
         tables += (inner := tables.pop().get_children())
         uses.update(one.get_name() for table in inner for one in table.get_symbols() if one.is_global())
-    needs = uses - sets - set(dir(builtins)) | changes & uses
+    changes |= {target.id for target in grown} - stored  # such as x += 1 for an x of another cell
+    sets -= changes - stored
+    needs = (uses | changes) - sets - set(dir(builtins))
     return sets, changes, needs
 
 
