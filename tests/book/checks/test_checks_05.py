@@ -47,7 +47,7 @@ def test_how_many_pictures(chapter):
 def test_the_wrong_way(chapter):
     said, names = chapter.solve("ex-step-backwards")
     assert "\nright: " in said
-    margins, text = names["margins"], chapter.texts["ex-step-backwards"]
+    margins, text = names["walked"], chapter.texts["ex-step-backwards"]
     assert "more negative than it was, up to about two first steps; from four on it is less negative" in text
     assert margins[-2] < margins[-1] < margins[-0.5] < margins[0] < margins[-4] < margins[-8] < margins[-16] < 0
     assert "The accuracy was 100 % before" in text
