@@ -7,7 +7,7 @@ import pytest
 from solutions import OTHER_TYPES, ROOT, Chapter
 
 from slug_lite.book import checks
-from slug_lite.book.checks import layers as room
+from slug_lite.book.checks import one_layer as room
 
 NOTEBOOK = ROOT / "notebooks" / "06_why_one_layer_is_enough.ipynb"
 
