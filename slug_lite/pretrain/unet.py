@@ -8,10 +8,13 @@ al., 2021), so that no step is spent on pictures that hardly count. What it ship
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from ..runtime.files import digest
 from .autoencoder import FIRST_SHARES, SIZE, draw
 from .clip import Groups
-from .loop import Training, When, adamw, descend, learning_rate, train
+from .loop import CooledRecipe, Training, When, adamw, descend, learning_rate, train
 
 SHARES = (  # of the pictures in a batch: at first, and as of each step of `UnetRecipe.phases`
     FIRST_SHARES,
@@ -81,8 +84,17 @@ def signal_to_noise() -> Tensor:
     return kept / (1 - kept)
 
 
-def _batch(
-    data: dict[str, Tensor], groups: Groups, recipe: UnetRecipe, rng: np.random.Generator,
+class Drawn(CooledRecipe, Protocol):
+    """What `random_batch` and `averaged` ask of a recipe."""
+
+    batch: int
+    captions: int  # different captions drawn for each concept
+    no_caption: float  # share of the pictures that are told the empty caption
+    ema: float  # of the running mean, what stays of it in a step
+
+
+def random_batch(
+    data: dict[str, Tensor], groups: Groups, recipe: Drawn, rng: np.random.Generator,
     shares: dict[str, float] = SHARES[0],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Latents (batch, channels, 16, 16) and hidden states (batch, context length, width) of a random batch."""
@@ -106,6 +118,20 @@ def noise_levels(recipe: UnetRecipe) -> tuple[Tensor, Tensor]:
     return often, weight / (len(snr) * often)
 
 
+def noised(z: Tensor, often: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents with noise, their noise levels (n,), and their velocities, which are what a UNet is to predict.
+
+    z: latents, (n, channels, 16, 16), and so are those with noise and the velocities. often: how often each of the
+    1,000 noise levels is drawn, (1000,).
+    """
+    even = (torch.arange(len(z)) + torch.rand(1, generator=generator)) / len(z)  # one level from each part of a batch
+    t = torch.searchsorted(often.cumsum(0), even).clamp(max=len(often) - 1)
+    noise = torch.randn(z.shape, generator=generator)
+    kept = signal_to_noise()[t].view(-1, 1, 1, 1)
+    signal, sigma = (kept / (1 + kept)).sqrt(), (1 / (1 + kept)).sqrt()
+    return signal * z + sigma * noise, t, signal * noise - sigma * z
+
+
 def unet_loss(
     unet: nn.Module, z: Tensor, states: Tensor, levels: tuple[Tensor, Tensor], generator: torch.Generator
 ) -> Tensor:
@@ -114,14 +140,10 @@ def unet_loss(
     z: (n, channels, 16, 16). states: (n, context length, width). levels: what `noise_levels` returned.
     """
     often, weight = levels
-    even = (torch.arange(len(z)) + torch.rand(1, generator=generator)) / len(z)  # one level from each part of a batch
-    t = torch.searchsorted(often.cumsum(0), even).clamp(max=len(often) - 1)
-    noise = torch.randn(z.shape, generator=generator)
-    kept = signal_to_noise()[t].view(-1, 1, 1, 1)
-    signal, sigma = (kept / (1 + kept)).sqrt(), (1 / (1 + kept)).sqrt()
+    noisy, t, velocity = noised(z, often, generator)
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = unet(signal * z + sigma * noise, t, states).sample.float()
-    error = (predicted - (signal * noise - sigma * z)).square().mean((1, 2, 3))
+        predicted = unet(noisy, t, states).sample.float()
+    error = (predicted - velocity).square().mean((1, 2, 3))
     return (error * weight[t]).mean()
 
 
@@ -129,13 +151,40 @@ def unet_loss(
 def _heeds(unet: nn.Module, data: dict[str, Tensor], groups: Groups, recipe: UnetRecipe) -> dict[str, float]:
     """The loss on a fixed batch, and how much it grows when every picture gets its neighbour's caption."""
     fixed = replace(recipe, batch=256, no_caption=0.0)
-    z, states = _batch(data, groups, fixed, np.random.default_rng([recipe.seed, 5]))
+    z, states = random_batch(data, groups, fixed, np.random.default_rng([recipe.seed, 5]))
     levels, generators = noise_levels(recipe), [torch.Generator().manual_seed(0) for _ in range(2)]
     losses = [
         unet_loss(unet, z, words, levels, generator).item()
         for words, generator in zip((states, states.roll(1, 0)), generators, strict=True)
     ]
     return {"fixed_loss": round(losses[0], 5), "words_matter": round(losses[1] / losses[0] - 1, 4)}
+
+
+def averaged(
+    unet: nn.Module, recipe: Drawn, loss: Callable[[int], Tensor], look: Callable[[nn.Module, int], dict[str, float]],
+    data: str,
+) -> tuple[Training, nn.Module]:  # fmt: skip
+    """A training of a UNet in which a running mean of its weights is kept, and that mean, which is what ships.
+
+    loss: of a step, by its number. look: more for a row of the log, given the mean and the number of steps done. data:
+    a digest of what it is trained on.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    both = nn.ModuleDict({"unet": unet, "mean": copy.deepcopy(unet).requires_grad_(False)})
+    mean = both["mean"]
+    unet.set_attn_processor(AttnProcessor())  # for so few positions a third quicker on a CPU than the fused kernel
+    optimizer = adamw(unet, recipe)
+
+    def one_step(step: int) -> float:
+        unet.train()
+        before = loss(step)
+        descend(unet, before, optimizer, learning_rate(recipe, step))
+        share = 1 - min(recipe.ema, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(mean.parameters()), [p.detach() for p in unet.parameters()], share)
+        return before.item()
+
+    return Training(recipe, both, optimizer, one_step, lambda step: look(mean, step), data), mean
 
 
 def train_unet(
@@ -150,31 +199,22 @@ def train_unet(
     Raises ValueError if the checkpoint belongs to another recipe or other data or is damaged; KeyboardInterrupt after
     an interrupt, all saved.
     """
-    from diffusers.models.attention_processor import AttnProcessor
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shape = {"latents": data["latents"].shape[1], "width": data["states"].shape[2]}
-    both = nn.ModuleDict({"unet": build_unet(recipe, **shape), "mean": build_unet(recipe, **shape)})
-    unet, mean, levels = both["unet"], both["mean"].requires_grad_(False), noise_levels(recipe)
-    unet.set_attn_processor(AttnProcessor())  # for so few positions a third quicker on a CPU than the fused kernel
-    optimizer = adamw(unet, recipe)
+    unet = build_unet(recipe, latents=data["latents"].shape[1], width=data["states"].shape[2])
+    levels = noise_levels(recipe)
 
-    def one_step(step: int) -> float:
+    def loss(step: int) -> Tensor:
         shares = SHARES[bisect(recipe.phases, step)]
-        z, states = _batch(data, groups, recipe, np.random.default_rng([recipe.seed, step, 4]), shares)
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        loss = unet_loss(unet.train(), z, states, levels, generator)
-        descend(unet, loss, optimizer, learning_rate(recipe, step))
-        share = 1 - min(recipe.ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(mean.parameters()), [p.detach() for p in unet.parameters()], share)
-        return loss.item()
+        z, states = random_batch(data, groups, recipe, np.random.default_rng([recipe.seed, step, 4]), shares)
+        return unet_loss(unet, z, states, levels, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
 
-    def look(step: int) -> dict[str, float]:
+    def look(mean: nn.Module, step: int) -> dict[str, float]:
         if step % look_every and step != recipe.steps:
             return {}
         mean.save_pretrained(folder / "unet")
         return _heeds(mean, data, groups, recipe)
 
-    train(folder, "unet", Training(recipe, both, optimizer, one_step, look, digest(data, {})), When(until, minutes))
+    training, mean = averaged(unet, recipe, loss, look, digest(data, {}))
+    train(folder, "unet", training, When(until, minutes))
     return mean.eval()

@@ -8,26 +8,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from small_diffusion import SIDE, UNET, VAE, same
 
 from slug_lite.pretrain import autoencoder, latents, unet
 from slug_lite.pretrain.autoencoder import VaeRecipe
-from slug_lite.pretrain.clip import ClipRecipe, Pool
 from slug_lite.pretrain.loop import read_log
 from slug_lite.pretrain.unet import UnetRecipe
 from slug_lite.world import captions, toonworld
-
-VAE = VaeRecipe(steps=6, batch=4, channels=(8, 8, 16), latents=2, pool=1, warmup=2)
-SIDE = 32  # pixels, half of mini SD's: convolutions do not mind
-UNET = UnetRecipe(steps=6, batch=4, channels=(16, 16, 32), heads=(1, 1, 2), captions=3, warmup=2)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    everything = Pool(ClipRecipe(pool=1), SIDE)
-    few = {kind: members[:3] for kind, members in everything.groups.items()}
-    everything.images = {c: everything.images[c][:3] for members in few.values() for c in members}
-    everything.groups = few
-    return everything
 
 
 @pytest.fixture
@@ -35,15 +22,6 @@ def small(pool, monkeypatch):
     monkeypatch.setattr(autoencoder, "Pool", lambda recipe, size: pool)
     held_out = toonworld.retain(n=8, split="val", size=SIDE)
     monkeypatch.setattr(toonworld, "retain", lambda **_: held_out)
-
-
-@pytest.fixture
-def data(pool, tmp_path, _tiny):
-    return latents.prepare(tmp_path, autoencoder.build_vae(VAE), _tiny, pool, UNET)
-
-
-def same(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_stopped_and_resumed_autoencoder_is_the_same_run(tmp_path, small):
@@ -215,7 +193,7 @@ def test_a_batch_pairs_pictures_with_captions_of_their_own(pool, data):
              for z in data["latents"][data["start"][k] : data["start"][k + 1]]}  # fmt: skip
     rows = {s.numpy().tobytes(): i for i, s in enumerate(data["states"])}
     captioned = replace(UNET, batch=200, no_caption=0.25)
-    z, states = unet._batch(data, pool.groups, captioned, np.random.default_rng(0))
+    z, states = unet.random_batch(data, pool.groups, captioned, np.random.default_rng(0))
     rows = [rows[s.half().numpy().tobytes()] for s in states]
     owners = [owner[x.half().numpy().tobytes()] for x in z]
     assert all(row == 0 or row in table[k].tolist() for row, k in zip(rows, owners, strict=True))
