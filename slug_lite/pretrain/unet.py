@@ -85,12 +85,14 @@ def signal_to_noise() -> Tensor:
 
 
 class Drawn(CooledRecipe, Protocol):
-    """What `random_batch` and `averaged` ask of a recipe."""
+    """What `random_batch`, `noise_levels` and `averaged` ask of a recipe."""
 
     batch: int
     captions: int  # different captions drawn for each concept
     no_caption: float  # share of the pictures that are told the empty caption
     ema: float  # of the running mean, what stays of it in a step
+    gamma: float  # no noise level weighs more than a signal-to-noise ratio of this
+    even: float  # share of the noise levels drawn evenly; the others as often as they weigh
 
 
 def random_batch(
@@ -107,7 +109,7 @@ def random_batch(
     return data["latents"][pictures].float(), data["states"][words].float()
 
 
-def noise_levels(recipe: UnetRecipe) -> tuple[Tensor, Tensor]:
+def noise_levels(recipe: Drawn) -> tuple[Tensor, Tensor]:
     """How often each of the 1,000 noise levels is drawn, summing to one, and what its error then weighs: (1000,) each.
 
     The product is min-SNR's weight over 1,000 (Hang et al., 2023): the mean gradient is that of levels drawn evenly.
