@@ -1,10 +1,12 @@
 """What a mini Stable Diffusion in training can do by now.
 
-python tools/measure_mini_sd.py FOLDER [--seeds 8] [--guidance 3] [--steps 20] [--judge FOLDER]
+python tools/measure_mini_sd.py FOLDER [--steps 50 20] [--seeds 8] [--guidance 7.5] [--judge FOLDER]
+python tools/measure_mini_sd.py FOLDER --unet unet --guidance 3.2 --name teacher      before guidance was distilled
 
 FOLDER is that of train_mini_sd.py; goes on where it stopped. Prints the autoencoder's PSNR on renderings of the split
-"test" and, once there is a UNet, how often the judge finds what a prompt asks for; writes redrawn.png and, for each
-kind, a drawn.png to look at, measured.json.
+"test" and, once there is a UNet, how often the judge finds what a prompt asks for, with each number of steps: pipelines
+take 50 by themselves, 20 are enough. Seeds are as many for all, or for each of these so many. Writes redrawn.png and,
+for each kind, a drawn.png to look at, and measured.json.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ def redraw(vae: torch.nn.Module, images: np.ndarray) -> np.ndarray:
     return ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def digests(folder: Path, judge: Path | None) -> dict[str, str]:
-    """SHA-256 of the weights that were measured."""
-    files = {part: folder / part / "diffusion_pytorch_model.safetensors" for part in ("vae", "unet")}
+def digests(folder: Path, judge: Path | None, unet: str = "guidance") -> dict[str, str]:
+    """SHA-256 of the weights that were measured. unet: the stage of the UNet, a folder in `folder`."""
+    weights = "diffusion_pytorch_model.safetensors"
+    files = {"vae": folder / "vae" / weights, "unet": folder / unet / weights}
     files["judge"] = (judge or Path(slug.__file__).parent / "assets" / "mini-judge") / "model.safetensors"
     return {part: hashlib.sha256(f.read_bytes()).hexdigest() for part, f in files.items() if f.exists()}
 
@@ -76,47 +79,58 @@ def redrawn(folder: Path) -> list[dict]:
     return [{"psnr": round(psnr(vae, held_out), 2)}]
 
 
-def drawn(given: argparse.Namespace, kind: str) -> list[dict]:
+def drawn(given: argparse.Namespace, kind: str, steps: int, seeds: int) -> list[dict]:
     """How often the judge finds what each prompt of a kind asks for."""
-    vae, unet = part(AutoencoderKL, given.folder / "vae"), part(UNet2DConditionModel, given.folder / "unet")
+    vae, unet = part(AutoencoderKL, given.folder / "vae"), part(UNet2DConditionModel, given.folder / given.unet)
     asked, judge, right, start = prompts()[kind], slug.load_judge(given.judge), [], time.monotonic()
     nothing, states = hidden_states(clip(), [""]), hidden_states(clip(), [p for p, _ in asked])
-    for seed in range(given.seeds):
-        images = sample(unet, vae, states, nothing, seed, given.guidance, given.steps)
+    for seed in range(seeds):
+        images = sample(unet, vae, states, nothing, seed, given.guidance, steps)
         found = judge(images)
         right.append([all(found[k][i] == v for k, v in wanted.items()) for i, (_, wanted) in enumerate(asked)])
-        if seed == 0:
+        if seed == 0 and steps == given.steps[0]:
             sheet([images[:24]], given.folder / f"drawn {kind}.png")
-    seconds = (time.monotonic() - start) / len(asked) / given.seeds
-    return [{"kind": kind, "rates": np.mean(right, 0).tolist(), "seconds": seconds}]
+    seconds = (time.monotonic() - start) / len(asked) / seeds
+    return [{"kind": kind, "steps": steps, "rates": np.mean(right, 0).tolist(), "seconds": seconds}]
 
 
-def write(_: str, rows: list[dict], *, folder: Path, **about: object) -> Path:
-    """FOLDER/measured.json, in place of a results file of the package."""
-    measured: dict = {**results.stated(folder=folder, **about), "psnr": rows[0]["psnr"], "least": {}}
+def write(
+    _: str, rows: list[dict], *, folder: Path, name: str, steps: list[int], seeds: list[int], **about: object
+) -> Path:
+    """FOLDER/NAME.json, in place of a results file of the package; what fewer or more steps draw is under "also"."""
+    measured: dict = {**results.stated(folder=folder, **about), "psnr": rows[0]["psnr"]}
     print(f"autoencoder: {measured['psnr']} dB on held-out renderings")
+    counts: dict[int, dict] = {n: {"steps": n, "seeds": k, "least": {}} for n, k in zip(steps, seeds, strict=True)}
     for row in rows[1:]:
-        kind, rates = row["kind"], np.array(row["rates"])
-        measured[kind], measured["least"][kind] = round(float(rates.mean()), 4), round(float(rates.min()), 4)
+        kind, rates, count = row["kind"], np.array(row["rates"]), counts[row["steps"]]
+        count[kind], count["least"][kind] = round(float(rates.mean()), 4), round(float(rates.min()), 4)
         worst = [f"{prompts()[kind][i][0]!r} {rates[i]:.0%}" for i in rates.argsort()[:4]]
-        print(f"{kind}: {rates.mean():.1%}, {row['seconds']:.2f} s a picture; least: {', '.join(worst)}")
-    text = json.dumps(measured, indent=1, default=str) + "\n"
-    return results.write(folder / "measured.json", text) if len(rows) > 1 else folder
+        print(f"{row['steps']} steps, {kind}: {rates.mean():.1%}, {row['seconds']:.2f} s a picture; {', '.join(worst)}")
+    first, *others = counts.values()
+    text = json.dumps(measured | first | {"also": others}, indent=1, default=str) + "\n"
+    return results.write(folder / f"{name}.json", text) if len(rows) > 1 else folder
 
 
 if __name__ == "__main__":
     parser = options(Path(__file__))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[8])
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 20])
+    parser.add_argument("--unet", choices=("guidance", "unet"), default="guidance", help="after which stage")
+    parser.add_argument("--name", default="measured", help="of the file that is written")
     parser.add_argument("--judge", type=Path, default=None, help="folder of the judge; the shipped one if not given")
     given = parser.parse_args()
-    models = (CLIP, given.folder / "vae", given.folder / "unet", given.judge or JUDGE)
+    given.seeds = given.seeds * len(given.steps) if len(given.seeds) == 1 else given.seeds
+    models = (CLIP, given.folder / "vae", given.folder / given.unet, given.judge or JUDGE)
     units = [Unit(("autoencoder",), partial(redrawn, given.folder))]
-    if (given.folder / "unet" / "diffusion_pytorch_model.safetensors").exists():
-        units += [Unit((kind,), partial(drawn, given, kind)) for kind in prompts()]
-    settings = {key: getattr(given, key) for key in ("folder", "seeds", "guidance", "steps", "judge")}
-    settings |= {"seed": SEED, "weights": digests(given.folder, given.judge)}
+    if (given.folder / given.unet / "diffusion_pytorch_model.safetensors").exists():
+        units += [
+            Unit((kind, steps), partial(drawn, given, kind, steps, seeds))
+            for steps, seeds in zip(given.steps, given.seeds, strict=True)
+            for kind in prompts()
+        ]
+    settings = {key: getattr(given, key) for key in ("folder", "guidance", "steps", "seeds", "judge", "name")}
+    settings |= {"seed": SEED, "weights": digests(given.folder, given.judge, given.unet)}
     measurement = Measurement("mini_sd", Path(__file__), settings, models)
     run(measurement, units, save=write, given=given)

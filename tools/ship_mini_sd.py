@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import slug_lite as slug
 from slug_lite.pretrain.autoencoder import SIZE, VaeRecipe
+from slug_lite.pretrain.guidance import GuidanceRecipe
 from slug_lite.pretrain.loop import read_log
 from slug_lite.pretrain.pipeline import save_pipeline
 from slug_lite.pretrain.unet import UnetRecipe
@@ -44,14 +45,14 @@ Drawings of the mini world (`slug_lite.toonworld`, training split), all invented
 ## Training
 
 Autoencoder: {vae_steps:,} steps of {vae_batch}, error in every band of a pyramid, slight pull towards a normal distribution. UNet: {unet_steps:,} steps of {unet_batch}, v-prediction, min-SNR weights, one caption in ten left out; a running mean of
-its weights ships. The text tower stays as it is. On two CPU cores, {minutes:.0f} minutes together. Recipes and versions are in `training.json`, logs in `vae_log.jsonl` and `unet_log.jsonl`, the code in `slug_lite/pretrain`.
+its weights. Guidance: {guidance_steps:,} more steps of {guidance_batch}, in which the UNet learns what it said with guidance {teacher:g} to say with {student:g}, the default of `diffusers` (after Meng et al., 2023, arXiv 2210.03142), on the same
+pictures and captions; a running mean of those weights ships. The text tower stays as it is. On two CPU cores, the last stage on one, {minutes:.0f} minutes together. Recipes and versions are in `training.json`, logs in
+`vae_log.jsonl`, `unet_log.jsonl` and `guidance_log.jsonl`, the code in `slug_lite/pretrain`.
 
 ## What it can do
 
-Autoencoder: {psnr:.1f} dB on held-out drawings. Prompts of one sentence, {seeds} seeds each, guidance {guidance}, {steps} steps, named by the judge (`../mini-judge`):
+Autoencoder: {psnr:.1f} dB on held-out drawings. Prompts of one sentence, guidance {guidance:g}, as `pipe(prompt)` has it, named by the judge (`../mini-judge`). Pictures that show what was asked for, in all and of the least shown concept:
 
-| | pictures that show it | least of a concept |
-|---|---|---|
 {table}
 
 ## Limits
@@ -83,32 +84,42 @@ def millions(model: torch.nn.Module) -> float:
 def ship_pipeline(folder: Path, target: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    logs = {part: read_log(folder, f"{part}_log.jsonl") for part in ("vae", "unet")}
+    logs = {part: read_log(folder, f"{part}_log.jsonl") for part in ("vae", "unet", "guidance")}
     measured = json.loads((folder / "measured.json").read_text())
     if measured.pop("weights") != digests(folder, folder / "judge"):
         raise SystemExit("measured.json is of other weights: run tools/measure_mini_sd.py first")
     if any(log[-1]["lr"] > 0.01 * max(row["lr"] for row in log) for log in logs.values()):
         raise SystemExit("a training has not come to its end yet")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder / "guidance", torch_dtype=torch.float32)
     pipe = save_pipeline(target, vae, unet, slug.load_clip("mini", device="cpu"))
     for part in logs:
         shutil.copy(folder / f"{part}_log.jsonl", target)
     del measured["folder"], measured["judge"]
-    recipes = {"vae": VaeRecipe(), "unet": UnetRecipe(steps=logs["unet"][-1]["step"])}
+    recipes = {"vae": VaeRecipe(), "unet": UnetRecipe(steps=logs["unet"][-1]["step"]),
+               "guidance": GuidanceRecipe(steps=logs["guidance"][-1]["step"])}  # fmt: skip
     versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
     training = {k: asdict(r) for k, r in recipes.items()} | {"measured": measured, "versions": versions}
     (target / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    kinds = ("people", "characters", "objects", "styles", "train cells", "unseen cells")
     world = slug.toonworld
     (target / "README.md").write_text(CARD.format(
         size=SIZE, vae=millions(vae), unet=millions(unet), text=millions(pipe.text_encoder),
         latents=recipes["vae"].latents, unseen=len(world.UNSEEN), cells=len(world.OBJECTS) * len(world.STYLES),
         vae_steps=recipes["vae"].steps, vae_batch=recipes["vae"].batch, unet_steps=recipes["unet"].steps,
-        unet_batch=recipes["unet"].batch, minutes=sum(map(taken, logs.values())), psnr=measured["psnr"], seeds=measured["seeds"],
-        guidance=measured["guidance"], steps=measured["steps"],
-        table="\n".join(f"| {k} | {measured[k]:.1%} | {measured['least'][k]:.1%} |" for k in kinds),
+        unet_batch=recipes["unet"].batch, guidance_steps=recipes["guidance"].steps, guidance_batch=recipes["guidance"].batch,
+        teacher=recipes["guidance"].teacher, student=recipes["guidance"].student, minutes=sum(map(taken, logs.values())), psnr=measured["psnr"],
+        guidance=measured["guidance"], table=table([measured, *measured["also"]]),
     ))  # fmt: skip
+
+
+def table(counts: list[dict]) -> str:
+    """Kinds by numbers of steps, in Markdown."""
+    head = "".join(f" | {count['steps']} steps, {count['seeds']} seeds | least" for count in counts)
+    rows = [
+        f"| {kind}" + "".join(f" | {count[kind]:.1%} | {count['least'][kind]:.1%}" for count in counts) + " |"
+        for kind in counts[0]["least"]
+    ]
+    return "\n".join([f"|{head} |", "|---" * (1 + 2 * len(counts)) + "|", *rows])
 
 
 def taken(log: list[dict]) -> float:
