@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...runtime.modes import gradient_free
+from ...runtime.stacks import kept
 from ...runtime.zero_shot import embed_images
 from ...search import Found, StepSearch, first_step, search_step
 from ...world import evaluation, toonworld
@@ -152,21 +154,18 @@ def check_ex_step_margin(steps: Any, left: Any) -> str:
     return one_by_one({"steps": first, "left": second}, also)
 
 
-@torch.no_grad()
+@gradient_free
 def _texts(step: float) -> Tensor:
     """Embeddings of the remark's prompts before they are normalised, the last projection moved by step."""
     clip = mini()
     weight, prompts = clip.weights()[PROJECTION], clip.tokens([f"a picture of {name}" for name in toonworld.PEOPLE])
-    original = weight.detach().clone()
-    try:
-        weight.add_(step * forget_gradient(NAME, PROJECTION))
+    with kept(clip.model, weight) as original:
+        weight.copy_(original + step * forget_gradient(NAME, PROJECTION))
         return clip.model.encode_text(prompts)
-    finally:
-        weight.copy_(original)
 
 
 @cache
-@torch.no_grad()
+@gradient_free
 def _falls(split: str = "val", *, unit_texts: bool = True, scale: float = 1.0, down: bool = False) -> np.ndarray:
     """In first steps, where each of 192 pictures of Ada is forgotten, by the two products of the remark."""
     clip, unit, own = mini(), _begin(PROJECTION), toonworld.PEOPLE.index(NAME)

@@ -107,7 +107,8 @@ def test_two_products(chapter):
     assert check(first / unit, last / unit).startswith("right")
     test, long = room._falls("test"), room._falls(unit_texts=False)
     for mistake, answer in {
-        "swapped": (last / unit, first / unit), "lambda itself": (first, last),
+        "swapped": (last / unit, first / unit),
+        "lambda itself": (room._falls().min() * unit, room._falls().max() * unit),
         "not normalised": (long.min(), long.max()), 'of the split "test"': (test.min(), test.max()),
         "the mean over the pictures": (names["falls"].mean() / unit,) * 2,
     }.items():  # fmt: skip
