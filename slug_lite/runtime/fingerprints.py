@@ -21,10 +21,10 @@ SUMS, HASH, SUM = 4, 12, 3  # of a whole model: sums of sizes, digits of the has
 class Mark:
     """A hash over names, shapes and signs of tensors, and several weighted sums over their sizes.
 
-    No rounding to another dtype changes a sign, and hardly any a size. Sizes are logarithms, to the base of two, of the
-    root mean square of a tensor's values in bfloat16; what a tensor weighs in each sum, 0.5 to 1 or -1 to -0.5, follows
-    from its name. So a tensor that is scaled by 3 % shows in every sum, and two that are scaled in opposite ways in all
-    but few.
+    No rounding to another dtype changes a sign, and hardly any a size; float8, which rounds by up to 6 %, makes another
+    model of most. Sizes are logarithms, to the base of two, of the root mean square of a tensor's values in bfloat16;
+    what a tensor weighs in each sum, 0.5 to 1 or -1 to -0.5, follows from its name. So a tensor that is scaled by 3 %
+    shows in every sum, and two that are scaled in opposite ways in all but few.
     """
 
     def __init__(self, sums: int = SUMS) -> None:

@@ -167,9 +167,11 @@ def ran(*command):
 def test_the_trunk_runs_on_it():
     rooms = [f"tests/test_{room}.py" for room in ("losses", "search", "targets", "edit", "models")]
     # the stand-in is of one thread
-    threads = "tests/test_edit.py::test_an_edit_left_on_by_a_thread_that_ended_is_not_waited_for"
-    more = "tests/test_edit.py::test_a_thread_that_has_ended_is_not_the_one_that_is_waited_for"
-    alone = ["--deselect", threads, "--deselect", more]
+    threads = [
+        "an_edit_left_on_by_a_thread_that_ended_is_not_waited_for",
+        "a_thread_that_has_ended_is_not_the_one_that_is_waited_for", "tasks_of_one_thread_do_not_mix_their_edits",
+    ]  # fmt: skip
+    alone = [part for name in threads for part in ("--deselect", f"tests/test_edit.py::test_{name}")]
     few = "tests/test_gradients.py::test_equal_to_plain_autograd_whatever_the_batch_size"
     well, said = ran("-m", "pytest", "-q", "-p", "no:cacheprovider", "--stand-in", *rooms, few, *alone)
     assert well, said

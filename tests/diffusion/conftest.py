@@ -18,7 +18,7 @@ def _clip():
 
 @pytest.fixture
 def clip(_clip):
-    return slug.Clip(copy.deepcopy(_clip.model), _clip.tokenizer, None)
+    return slug.Clip(copy.deepcopy(_clip.model), _clip.tokenizer, _clip.preprocess)
 
 
 @pytest.fixture(scope="session")

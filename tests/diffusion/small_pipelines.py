@@ -15,6 +15,7 @@ LAYERS = [
     "transformer.resblocks.1.mlp.c_proj.weight", "transformer.resblocks.1.ln_1.weight", "ln_final.bias",
     "token_embedding.weight", "positional_embedding",
 ]  # fmt: skip
+PREPROCESS = open_clip.image_transform(32, is_train=False)
 VISION = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 TOWERS = {
@@ -32,7 +33,7 @@ def build(maker=open_clip.CLIP, seed=3, tokenizer=True, **cfg):
         for name, p in model.named_parameters():
             if p.ndim == 1 or "token_embedding" in name or "positional" in name:
                 p.add_(0.3 * torch.randn_like(p))
-    return slug.Clip(model, open_clip.SimpleTokenizer(context_length=24) if tokenizer else None, None)
+    return slug.Clip(model, open_clip.SimpleTokenizer(context_length=24) if tokenizer else None, PREPROCESS)
 
 
 def pipeline(parts, encoder, dtype=torch.float32):

@@ -9,6 +9,7 @@ import slug_lite as slug
 from slug_lite.diffusion.drawing import prompt_states
 from slug_lite.diffusion.unlearning import check_pipeline_of
 
+MLP = {f"fc{k}.{kind}": f"{name}.{kind}" for k, name in ((1, "c_fc"), (2, "c_proj")) for kind in ("weight", "bias")}
 PROMPTS = ["a portrait of Ada Sunfield", "a cat"]
 
 
@@ -128,6 +129,10 @@ def test_float8_is_named_at_the_door(clip, pipe):
 
 
 def test_layers_that_the_search_leaves_out_may_be_of_any_dtype(clip, pipe):
+    """Of numbers that float8 has: of others the rounding alone, of up to 6 %, makes another model."""
+    for name, weight in pipe.text_encoder.encoder.layers[0].mlp.named_parameters():
+        rounded = weight.detach().to(torch.float8_e4m3fn).float()
+        clip.weights()[f"transformer.resblocks.0.mlp.{MLP[name]}"].data.copy_(rounded)
     float8(pipe.text_encoder.encoder.layers[0].mlp)
     with pytest.raises(ValueError, match=r"float8.*freeze it in the CLIP"):
         check_pipeline_of(pipe, clip)
