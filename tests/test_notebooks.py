@@ -114,3 +114,10 @@ def test_the_setup_cell_on_colab_keeps_torch(monkeypatch, tmp_path):
     assert {f"torch=={version('torch')}", f"torchvision=={version('torchvision')}"} <= set(kept)
     (command,) = calls
     assert command[:4] == [sys.executable, "-m", "pip", "install"] and "--constraint" in command
+
+
+@pytest.mark.parametrize("file", check_notebooks.notebooks(), ids=lambda f: f.stem)
+def test_a_title_begins_with_the_chapters_number(file):
+    """As its file does, and so navigation, and links that say "chapter 5"."""
+    title = "".join(json.loads(file.read_text())["cells"][0]["source"]).splitlines()[0]
+    assert title.startswith(f"# {file.stem.partition('_')[0].lstrip('0') or '0'}. ")

@@ -305,7 +305,8 @@ def pipeline(clip: slug.Clip, what: str) -> dict:
         with edit.on(encoder):
             held.append(resident() - before)
         times.append(time.perf_counter() - start)
-    return {"on_s": statistics.median(times), "held_mb": max(held), "kilobytes": stored(edit), "weights_mb": weights}
+    files = {"kilobytes": stored(edit), "rank1_kilobytes": stored(edit.low_rank(1))}
+    return {"on_s": statistics.median(times), "held_mb": max(held), **files, "weights_mb": weights}
 
 
 def stored(edit: slug.Edit) -> float:
