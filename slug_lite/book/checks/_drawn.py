@@ -68,7 +68,7 @@ def by_key(given: Any, parts: int = 1, wanted: str = "pictures") -> dict[Any, li
     found: dict[Any, list[np.ndarray]] = {}
     for key, some in given.items():
         sets = [some] if parts == 1 else some
-        if parts > 1 and (not isinstance(sets, Sequence) or len(sets) != parts):
+        if parts > 1 and (not isinstance(sets, Sequence | np.ndarray) or len(sets) != parts):
             return f"pictures: {other_type(some, asked)}"
         arrays = [pictures_of(one) for one in sets]
         if any(one is None for one in arrays):
@@ -134,7 +134,9 @@ def verdict_interval(answer: Any, values: Any, pictures: float, units: str = "co
     ]  # fmt: skip
     mistakes = {
         f"over pictures, not over {units}: pictures of one are alike, so this is too narrow": about(1.96 * alone),
-        f"the spread of single {units}, not of their mean: divide by the root of their number": about(1.96 * spread),
+        f"the spread of single {units}, not of their mean: divide by the root of their number": about(1.96 * spread)[
+            :1
+        ],
         "one standard error each way, which holds two times in three: two are asked for": about(spread / len(x) ** 0.5),
         "the smallest and the largest value, not an interval for the mean": [(x.min(), x.max())],
         "half of its width, not its two ends": [(mean, (b - a) / 2) for a, b in right],
