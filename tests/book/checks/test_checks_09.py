@@ -13,7 +13,7 @@ from slug_lite.book.checks import drawings as room
 
 
 class Given(Chapter):
-    """The chapter without the pictures that no solution needs: two lists are read off their cells alone."""
+    """The chapter without what no solution needs: two lists are read off their cells, and one search is not made."""
 
     def solve(self, label, **given):
         for name in ("theirs", "asked"):
@@ -21,12 +21,13 @@ class Given(Chapter):
             found = dict(self.names)
             run("\n".join(re.findall(rf"^{name} \+?= .*", cell, re.MULTILINE)), found)
             given[name] = found[name]
+        given["of_clip"] = self.names["edit"]  # any edit will do
         return super().solve(label, **given)
 
 
 @pytest.fixture(scope="module")
 def chapter():
-    return Given("09_unlearning_in_stable_diffusion", given=["theirs", "asked"])
+    return Given("09_unlearning_in_stable_diffusion", given=["theirs", "asked", "of_clip"])
 
 
 def test_every_exercise_has_its_solution_and_its_check(chapter):
