@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from ...runtime.zero_shot import embed_images, zero_shot_classifier
 from ...world import evaluation, toonworld
 from ._ground import mini
 from .common import other_type, short
+
+T = TypeVar("T")
 
 
 def not_an_edit(answer: Any, wanted: str = "an edit") -> str:
@@ -28,17 +30,17 @@ def not_an_edit(answer: Any, wanted: str = "an edit") -> str:
     return ""
 
 
-def put_on(stack: ExitStack, *edits: Edit) -> None:
-    """Put edits on the checks' own mini CLIP, one inside the other, until the stack is left."""
-    for edit in edits:
-        stack.enter_context(edit.on(mini(), force=True))
+def under(edits: Sequence[Edit], ask: Callable[[], T]) -> T:
+    """What is answered with edits on the checks' own mini CLIP, one inside the other."""
+    if not edits:
+        return ask()
+    with edits[0].on(mini(), force=True):
+        return under(edits[1:], ask)
 
 
 def left(name: str, *edits: Edit, n: int = 48, seed: int = 1000) -> float:
     """The share of fresh test pictures of a concept that is recognised with the edits on."""
-    with ExitStack() as stack:
-        put_on(stack, *edits)
-        return evaluation.recognised(mini(), name, n=n, seed=seed).float().mean().item()
+    return under(edits, lambda: evaluation.recognised(mini(), name, n=n, seed=seed).float().mean().item())
 
 
 @gradient_free
@@ -56,10 +58,12 @@ def _untouched_names() -> Tensor:
 def cosines(shown: str, *edits: Edit, n: int = 12, seed: int = 0) -> Tensor:
     """Mean cosines of one person's test pictures and each person's name, (people,), with the edits on."""
     names, read = _untouched_names(), {mini().tower(layer) for edit in edits for layer in edit.layers}
-    with ExitStack() as stack:
-        put_on(stack, *edits)
+
+    def ask() -> Tensor:
         pictures = embed_images(mini(), mini().pixels(toonworld.pairs(shown, n=n, seed=seed, split="test")))
         return (pictures @ (names if read <= {"vision"} else _names()).T).mean(0).cpu().double()
+
+    return under(edits, ask)
 
 
 def flat(edit: Edit, layer: str) -> Tensor:

@@ -6,7 +6,6 @@ The people and the layers are those of the chapter, as "several.json" names them
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -21,7 +20,7 @@ from ...pairs import Pairs
 from ...validation import Validation
 from ...world import toonworld
 from ..results import load_results
-from ._edits import cosines, flat, left, not_an_edit, put_on
+from ._edits import cosines, flat, left, not_an_edit, under
 from ._ground import by_number, mini, one_by_one
 from .common import number, other_type, verdict, verdict_choice
 
@@ -36,9 +35,7 @@ def _touch() -> tuple[pd.DataFrame, list[str], str, str]:
 
 def _sum(layer: str, *edits: Edit) -> Tensor:
     """A layer's weight with the edits on, put on in this order; on the CPU."""
-    with ExitStack() as stack:
-        put_on(stack, *edits)
-        return mini().weights()[layer].detach().cpu().clone()
+    return under(edits, lambda: mini().weights()[layer].detach().cpu().clone())
 
 
 def check_ex_many_order(first: Any, second: Any, apart: Any, must: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,7 @@ from ...runtime.modes import gradient_free
 from ...runtime.zero_shot import embed_images
 from ...world import toonworld
 from ..results import load_results
-from ._edits import cosines, flat, left, not_an_edit, put_on
+from ._edits import cosines, flat, left, not_an_edit, under
 from ._ground import mini, one_by_one
 from .common import number, other_type, verdict, verdict_choice
 
@@ -152,9 +151,11 @@ def _rank(sentence: str, *edits: Edit) -> int:
     """The place of Ada's pictures among those of all people by a sentence, 1 for the first, with the edits on."""
     seen = any(mini().tower(layer) == "vision" for edit in edits for layer in edit.layers)
     untouched = _untouched()
-    with ExitStack() as stack:
-        put_on(stack, *edits)
-        means = (_pictures() if seen else untouched) @ mini().text_features(mini().tokens([sentence]))[0]
+
+    def ask() -> Tensor:
+        return (_pictures() if seen else untouched) @ mini().text_features(mini().tokens([sentence]))[0]
+
+    means = under(edits, ask)
     return 1 + int((means > means[toonworld.PEOPLE.index(NAME)]).sum())
 
 
