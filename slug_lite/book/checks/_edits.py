@@ -54,13 +54,19 @@ def _untouched_names() -> Tensor:
     return _names()
 
 
+@cache
+def _pixels(shown: str, n: int, seed: int) -> Tensor:
+    """One person's test pictures, as mini CLIP takes them."""
+    return mini().pixels(toonworld.pairs(shown, n=n, seed=seed, split="test"))
+
+
 @gradient_free
 def cosines(shown: str, *edits: Edit, n: int = 12, seed: int = 0) -> Tensor:
     """Mean cosines of one person's test pictures and each person's name, (people,), with the edits on."""
     names, read = _untouched_names(), {mini().tower(layer) for edit in edits for layer in edit.layers}
 
     def ask() -> Tensor:
-        pictures = embed_images(mini(), mini().pixels(toonworld.pairs(shown, n=n, seed=seed, split="test")))
+        pictures = embed_images(mini(), _pixels(shown, n, seed))
         return (pictures @ (names if read <= {"vision"} else _names()).T).mean(0).cpu().double()
 
     return under(edits, ask)

@@ -229,8 +229,11 @@ def check_ex_many_unknown(inside: Any, outside: Any) -> str:
                 )
             if part == "outside" and touched < 0.01:
                 return f"{where}: the step is blind to those who should be unknown; or are inside and outside swapped?"
-            drops, own = _drops(edit, people[3:]), _drops(edit, people[:3])
+            drops = _drops(edit, people[3:])
             right[part, many] = float(np.mean(drops))
+            given = number(drop)
+            close = given is not None and abs(given - right[part, many]) < 0.012
+            own = drops if close else _drops(edit, people[:3])  # looked at where something is wrong alone
             said[where] = verdict(drop, right[part, many], {
                 "sum for mean: divide by the number of people": sum(drops),
                 "of those who are forgotten, where those at the end of the list are meant": float(np.mean(own)),

@@ -124,9 +124,9 @@ def _cosines(zeroed: bool, order: str, size: int = 16) -> pd.Series:
     up, each = _batches(size)
     found = {}
     for k, (layer, g_f) in enumerate(zip(ENDS, up, strict=True)):
-        own = [one[k].double() for one in each[order]]
+        own = [one[k].cpu().double() for one in each[order]]
         g_r = torch.stack(own if zeroed else list(accumulate(own))).sum(0)
-        found[layer] = ((g_f.double() * g_r).sum() / g_f.double().norm() / g_r.norm()).item()
+        found[layer] = ((g_f.cpu().double() * g_r).sum() / g_f.cpu().double().norm() / g_r.norm()).item()
     return pd.Series(found)
 
 

@@ -60,7 +60,7 @@ def test_a_test_of_the_sign(chapter):
 def test_the_order_of_batches(chapter):
     said, names = chapter.solve("ex-code-order")
     assert "\nright: " in said
-    moved, far, text = names["moved"], names["far"], chapter.texts["ex-code-order"]
+    moved, far, text = names["changes"], names["far"], chapter.texts["ex-code-order"]
     assert "The mean does not care about the reversed order; the running sums do." in text
     assert far[True, "reversed"] < 1e-3 < 0.02 < far[False, "reversed"]
     assert "Sorting changes both" in text and min(far[zero, "people first"] for zero in (True, False)) > 0.02
