@@ -35,7 +35,7 @@ from .unet import SHARES, averaged, noise_levels, noised, random_batch
 class GuidanceRecipe:
     """How guidance is distilled; the defaults are those of the shipped weights."""
 
-    steps: int = 1600
+    steps: int = 3600
     batch: int = 16  # pictures, each told its caption and none
     lr: float = 3e-4
     warmup: int = 50
@@ -44,7 +44,7 @@ class GuidanceRecipe:
     ema: float = 0.995
     gamma: float = 5.0  # this and the next: noise levels are drawn and weighed as in `UnetRecipe`
     even: float = 0.3
-    teacher: float = 4.0  # guidance that suits the teacher
+    teacher: float = 3.6  # guidance that suits the teacher
     student: float = 7.5  # guidance that is to draw the same of the student: the default of diffusers
     alone: float = 0.02  # what counts of an error of u by itself
     other_caption: float = 0.15  # share of the pictures that are told a caption of another
