@@ -21,7 +21,9 @@ PAGES = ["book/index", *[chapter["file"] for part in PARTS for chapter in part["
 # chapters that open with their result: a title, a sentence, a picture
 OPENED = ("00_forget_in_sixty_seconds", "01_clip_and_what_it_knows", "02_what_it_means_to_forget",
           "03_one_gradient_each", "04_which_layer", "05_how_far", "06_why_one_layer_is_enough", "07_many_names",
-          "07b_reading_the_official_code", "A1_training_mini_clip")  # fmt: skip
+          "07b_reading_the_official_code", "08_from_words_to_pictures", "09_unlearning_in_stable_diffusion",
+          "10_characters_and_protected_content", "11_styles_and_objects", "A1_training_mini_clip",
+          "A2_training_mini_sd", "A3_benchmarks")  # fmt: skip
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 
