@@ -21,6 +21,8 @@ from pathlib import Path
 
 import nbformat
 
+from slug_lite.book import checks
+
 ROOT = Path(__file__).parents[3]
 BLOCK = re.compile(r"^(`{3,})\{(exercise|solution)\}([^\n]*)\n(.*?)^\1", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -89,6 +91,14 @@ class Chapter:
         """The code of the solution of an exercise."""
         return "\n".join(CODE.findall(self.texts[label]))
 
+    def checked(self):
+        """The labels of its exercises, in order; each names its check, in its own text and in its solution's code."""
+        for label, text in self.exercises.items():
+            name = f"check_{label.replace('-', '_')}"
+            assert callable(getattr(checks, name))
+            assert f"checks.{name}(" in text and f"checks.{name}(" in self.code(label), label
+        return list(self.exercises)
+
     @cached_property
     def names(self):
         """All that the chapter's own cells define and its solutions need."""
@@ -126,3 +136,11 @@ def never_raises(check, *arguments):
     for answer in OTHER_TYPES:
         said = check(copy.copy(answer), *arguments)
         assert isinstance(said, str) and said and not said.startswith("right"), (answer, said)
+
+
+def refused(check, *good):
+    """Each part of an answer replaced by things of other types: a sentence each time, and never right."""
+    for place in range(len(good)):
+        for other in OTHER_TYPES:
+            said = check(*good[:place], other, *good[place + 1 :])
+            assert isinstance(said, str) and said and not said.startswith("right"), (place, other, said)
