@@ -110,6 +110,11 @@ def count(plan: Plan) -> dict[str, np.ndarray]:
     return {part: found(asked, part) for part, asked in parts.items()}
 
 
+def still(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """Of the pictures that showed what they were to, the share that still do, by part; None where none did."""
+    return {part: round(float(after[part][had].mean()), 4) if had.any() else None for part, had in before.items()}
+
+
 def edits(name: str, plan: Plan) -> tuple[dict[str, slug.Edit], float]:
     """The edits of all arms that draw nothing, and the seconds that they took together."""
     start = time.perf_counter()
@@ -151,9 +156,7 @@ def measure(name: str) -> list[dict]:
         if key not in known:  # arms often agree
             with edit.on(pipe(), force=True):
                 after = count(plan)
-            known[key] = {
-                part: round(float(after[part][had].mean()), 4) if had.any() else None for part, had in before.items()
-            }
+            known[key] = still(before, after)
         rows.append(row | {"layer": edit.layer, "step": round(edit.step, 5), **known[key]})
     return rows
 

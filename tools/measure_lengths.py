@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from compare_searches import STEPS, Plan, clip, count, pipe
+from compare_searches import STEPS, Plan, clip, count, pipe, still
 from fresh_pictures import world
 from measuring import CLIP, JUDGE, SD, Measurement, Unit, run
 
@@ -39,10 +39,7 @@ def measure(name: str) -> list[dict]:
         step = times * of_clip
         with slug.Edit({edit.layer: make_delta(direction, step)}, {edit.layer: step}, name, edit.base).on(pipe()):
             after = count(plan)
-        counted = {
-            part: round(float(after[part][had].mean()), 4) if had.any() else None for part, had in before.items()
-        }
-        rows.append(about | {"times": times, "layer": edit.layer, "step": round(step, 5), **counted})
+        rows.append(about | {"times": times, "layer": edit.layer, "step": round(step, 5), **still(before, after)})
     return rows
 
 
