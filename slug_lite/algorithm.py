@@ -124,13 +124,13 @@ def best_edit(
     scorer, traces = scorer_of(validate, clip), [pd.DataFrame()]
     untouched = scorer.on_the_rest() if before is None else before[concept]
     enough = untouched.get("retain_accuracy", 0.0) - search.max_accuracy_drop
-    for margin in (search.margin, search.margin / 2)[: 2 if search.rule == "margin" else 1]:
+    for asked in (search, replace(search, margin=search.margin / 2)):
         found: dict[str, Found] = {}
         for front in fronts:
             new = [layer for layer in front if layer not in found]
             with telling(found, concept, by_preference):
-                found |= search_layers(clip, directions, new, scorer, replace(search, margin=margin))
-            traces += [found[layer].trace.assign(asked=margin) for layer in new]
+                found |= search_layers(clip, directions, new, scorer, asked)
+            traces += [(t := found[layer].trace).assign(asked=asked.goal(t)) for layer in new]
             layer = next(iter(by_preference(found)), None)
             if layer is not None and found[layer].score.get("retain_accuracy", 0.0) >= enough:
                 break
@@ -140,4 +140,6 @@ def best_edit(
             delta = make_delta(directions[layer], step).cpu()
             report = report_of(concept, search, untouched, found[layer].score, validate)
             return Edit({layer: delta}, {layer: step}, concept, fingerprint(clip), trace=trace, report=report)
+        if search.goal(trace) is None:
+            break
     raise nothing_forgot(concept, search.evaluations, trace)

@@ -31,8 +31,9 @@ class StepSearch:
     """How the step and its layer are looked for. The paper's own search is StepSearch(rule="top1", fronts=1).
 
     rule: when a concept is forgotten, by its validation pictures. "top1": none is recognised (the paper's FA@1 = 0);
-        "top5": its name is among the best five for none (the released code's); "margin": none is recognised, and the
-        mean margin to the best other name is `margin` standard deviations wide, where the scores say so
+        "top5": its name is among the best five for none (the released code's), and where scores have no
+        "forget_accuracy5", as of no more than five names, as "margin"; "margin": none is recognised, and the mean
+        margin to the best other name is `margin` standard deviations wide, where the scores say so
     evaluations: tries in a layer at most
     measure: of the front, "alignment" (the paper's |cos|) or "cosine" (signed), see `pareto_front`
     fronts, max_accuracy_drop: where every layer of the front costs more than this drop of retained accuracy, the front
@@ -41,7 +42,7 @@ class StepSearch:
     KeyError for another rule or measure, ValueError for numbers that make no sense.
     """
 
-    rule: str = "margin"
+    rule: str = "top5"
     margin: float = 4.0
     evaluations: int = 10
     measure: str = "alignment"
@@ -62,8 +63,14 @@ class StepSearch:
 
         That no picture is recognised alone leaves room for luck: no hit in 48 still allows one in twenty.
         """
-        gone = score["forget_accuracy5" if self.rule == "top5" else "forget_accuracy"] == 0
-        return gone and (self.rule != "margin" or score.get("standardized_margin", math.inf) >= self.margin)
+        key = "forget_accuracy5" if self.rule == "top5" and "forget_accuracy5" in score else "forget_accuracy"
+        wide = score.get("standardized_margin", math.inf) >= (self.goal(score) or -math.inf)
+        return score[key] == 0 and wide
+
+    def goal(self, score: Score | pd.DataFrame) -> float | None:
+        """The margin that is asked of such scores, in standard deviations; None where the rule asks for none."""
+        few = self.rule == "top5" and "forget_accuracy5" not in score
+        return self.margin if few or self.rule == "margin" else None
 
 
 @dataclass(frozen=True)
@@ -93,10 +100,10 @@ def search_step(
 ) -> Found:
     """Look for the smallest step in `layer` that forgets.
 
-    Doubles the step until the concept is gone; then rules "top1" and "top5" halve the interval between the last
-    failure and the last success, and rule "margin" follows the margin and stops early, see `Bracket`. Every try asks
-    whether the concept is forgotten; what the rest keeps is asked at the chosen step alone. The weight is put back
-    bit for bit, also on an interrupt.
+    Doubles the step until the concept is gone; then halves the interval between the last failure and the last success,
+    or follows the margin, where one is asked for, and stops early, see `Bracket`. Every try asks whether the concept
+    is forgotten; what the rest keeps is asked at the chosen step alone. The weight is put back bit for bit, also on an
+    interrupt.
 
     gradient: the direction, grad L_f of the layer, shaped as its weight. Raises KeyError for an unknown layer,
     ValueError for a gradient of another shape or of length zero, and for scores without "forget_accuracy".
@@ -123,7 +130,7 @@ def try_steps(
 ) -> float | None:
     """The shortest step found that forgets, None if none did; every try is put in place and gets a row."""
     original = weight.detach().clone()
-    bracket = Bracket(first_step(original, gradient), search.margin if search.rule == "margin" else None)
+    bracket = Bracket(first_step(original, gradient))
     while len(rows) < search.evaluations and not bracket.narrow:
         delta = make_delta(gradient, step := bracket.step)
         if not torch.isfinite(delta).all():
@@ -131,6 +138,7 @@ def try_steps(
         weight.copy_(add_delta(original, delta))
         score = dict(probe())
         rows.append({"step": step, **score, "forgotten": (gone := search.forgotten(score))})
+        bracket.goal = search.goal(score)
         bracket.add(gone, score.get("standardized_margin", math.nan))
     return bracket.found
 

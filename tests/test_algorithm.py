@@ -223,9 +223,12 @@ def test_a_tower_that_the_loss_does_not_reach_is_said(tiny, sets):
 def test_when_nothing_forgets_the_trace_is_handed_over(mini):
     few = task("Zorbo", n_forget=24, n_retain=64, validate=small_validation("Zorbo", 24, size=64))
     with pytest.raises(slug.NothingForgets, match="none of") as caught:
-        slug.unlearn(mini, few, tower="text", search=StepSearch(evaluations=1, margin=1e6))
+        slug.unlearn(mini, few, tower="text", search=StepSearch("margin", evaluations=1, margin=1e6))
     trace = caught.value.trace
     assert len(trace) >= 1 and "step" in trace and set(trace.asked) == {1e6, 5e5}
+    with pytest.raises(slug.NothingForgets) as caught:
+        slug.unlearn(mini, few, tower="text", search=StepSearch(evaluations=1))
+    assert len(caught.value.trace) == len(trace) / 2 and set(caught.value.trace.asked) == {None}  # no margin to halve
 
 
 # ---- which layer, on made-up searches -------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ def test_what_a_model_keeps_before_the_edit_is_what_it_is_held_to(tiny, searched
     [
         (StepSearch(), None, (4.0, 2.0)), (StepSearch(measure="cosine", evaluations=3), None, (4.0, 2.0)),
         (StepSearch(fronts=1, margin=6.0), "text", (6.0, 3.0)),
-        (StepSearch(fronts=5, rule="top5", max_accuracy_drop=0.1), "vision", (4.0,)),
+        (StepSearch(fronts=5, rule="top1", max_accuracy_drop=0.1), "vision", (4.0,)),
     ],
 )  # fmt: skip
 def test_which_fronts_settings_and_widths_are_asked_for(tiny, sets, monkeypatch, spy, search, tower, widths):

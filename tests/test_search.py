@@ -9,6 +9,7 @@ from slug_lite.runtime import bracket
 from slug_lite.runtime.functions import FunctionScorer
 from slug_lite.runtime.stacks import add_delta
 from slug_lite.search import Found, by_preference, first_step, make_delta, search_layers, search_step
+from slug_lite.validation import margin_scores
 
 LAYER = "text_projection"
 
@@ -125,12 +126,24 @@ def test_the_rest_is_scored_at_the_chosen_step_alone(tiny, gradient):
 
 def test_rules():
     score = {"forget_accuracy": 0.0, "forget_accuracy5": 0.25, "standardized_margin": 1.0}
-    assert StepSearch(rule="top1").forgotten(score) and not StepSearch().forgotten(score)
-    assert StepSearch(margin=1.0).forgotten(score) and not StepSearch(rule="top5").forgotten(score)
-    assert StepSearch(rule="top5").forgotten({**score, "forget_accuracy5": 0.0})
-    assert StepSearch().forgotten({"forget_accuracy": 0.0, "standardized_margin": 4.5})
-    assert StepSearch().forgotten({"forget_accuracy": 0.0})
-    assert not StepSearch().forgotten({"forget_accuracy": 0.02, "standardized_margin": 9.0})
+    margin, top1, top5 = (StepSearch(rule=rule) for rule in ("margin", "top1", "top5"))
+    assert top1.forgotten(score) and not margin.forgotten(score) and not top5.forgotten(score)
+    assert StepSearch(rule="margin", margin=1.0).forgotten(score)
+    assert top5.forgotten({**score, "forget_accuracy5": 0.0}) and StepSearch() == top5
+    assert margin.forgotten({"forget_accuracy": 0.0, "standardized_margin": 4.5})
+    assert margin.forgotten({"forget_accuracy": 0.0})
+    assert not margin.forgotten({"forget_accuracy": 0.02, "standardized_margin": 9.0})
+    assert (margin.goal(score), top1.goal(score), top5.goal(score)) == (4.0, None, None)
+
+
+def test_of_five_names_each_is_among_the_best_five():
+    """Then the released code's rule would never hold: the margin is asked for in its place."""
+    few = margin_scores(torch.tensor([[1.0, 9.0, 0.0, 0.0, 0.0]] * 2 + [[1.5, 9.0, 0.0, 0.0, 0.0]]), 0)
+    assert "forget_accuracy5" not in few and StepSearch().goal(few) == 4.0
+    assert StepSearch().forgotten(few) and not StepSearch().forgotten({**few, "standardized_margin": 3.9})
+    assert not StepSearch().forgotten({**few, "forget_accuracy": 0.1})
+    six = margin_scores(torch.tensor([[1.0, 9.0, 0.0, 0.0, 0.0, 0.0]]), 0)
+    assert six["forget_accuracy5"] == 1 and not StepSearch().forgotten(six) and StepSearch().goal(six) is None
 
 
 def test_searches_that_make_no_sense():

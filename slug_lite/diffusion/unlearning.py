@@ -42,7 +42,7 @@ from .precondition import input_moments, precondition
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-SEARCH = StepSearch(margin=2.0)  # in standard deviations
+SEARCH = StepSearch(rule="margin", margin=2.0)  # in standard deviations
 LONGER = 2.25  # times the step that CLIP needs for this margin: looked for on eight concepts of the mini world
 PROBED = 64  # of the prompts to preserve at most, every so many from the first: by their shift a layer is chosen
 

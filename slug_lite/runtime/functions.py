@@ -37,7 +37,8 @@ class FunctionScorer:
         """The same of a model in which a step is tried: one that it breaks has not forgotten."""
         with eval_mode(self.clip.model):
             score = checked(self.function(self.clip))
-        return score | {"forget_accuracy": 1.0, "forget_accuracy5": 1.0} if not_finite(score) else score
+        known = score.keys() & {"forget_accuracy", "forget_accuracy5"}
+        return score | dict.fromkeys(known, 1.0) if not_finite(score) else score
 
     def retaining(self) -> dict[str, float]:
         """Nothing more."""

@@ -59,6 +59,8 @@ class Report:
             found.append(
                 f"a margin of {self.standardized_margin:.2g} standard deviations where {self.margin:g} were asked for"
             )
+        elif not self.forgotten and self.rule == "top5" and self.forget_accuracy == 0:
+            found.append("not forgotten by the rule 'top5': its name is among the best five for some pictures")
         elif not self.forgotten:
             found.append(f"not forgotten by the rule {self.rule!r}, forget accuracy {self.forget_accuracy:.1%}")
         if self._dropped:
@@ -96,7 +98,7 @@ def report_of(
     """
     after = {"forget_accuracy": math.nan, **after}
     return Report(
-        concept, search.rule, search.evaluations, search.margin if search.rule == "margin" else None,
+        concept, search.rule, search.evaluations, search.goal(after),
         search.max_accuracy_drop if drop else None, after["forget_accuracy"], after.get("standardized_margin"),
         search.forgotten(after), before.get("retain_accuracy"), after.get("retain_accuracy"),
         getattr(getattr(validate, "validation", validate), "split", None),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,3 +44,17 @@ def labels(pairs: Pairs, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     found = [(k, position[n]) for k, concept in enumerate(pairs.concepts or ()) for n in concept if n in position]
     rows, own = zip(*found, strict=True) if found else ((), ())
     return torch.tensor(rows, dtype=torch.long), torch.tensor(own, dtype=torch.long)
+
+
+def retained(answers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """For each kind its accuracy in [0, 1]; "retain_accuracy", the mean over kinds; "retain_loss", the mean over
+    kinds of the cross-entropy of the right name, in nats: it tells apart what accuracies of 100 % do not.
+
+    answers: by kind the logits (pictures, names) and the positions of the right names (pictures,). Nothing for none.
+    """
+    if not answers:
+        return {}
+    known = {kind: logits.argmax(1).eq(own) & logits.isfinite().all(1) for kind, (logits, own) in answers.items()}
+    accuracy = {kind: right.float().mean().item() for kind, right in known.items()}
+    loss = [F.cross_entropy(logits, own).nan_to_num(math.inf, math.inf).item() for logits, own in answers.values()]
+    return accuracy | {"retain_accuracy": sum(accuracy.values()) / len(loss), "retain_loss": sum(loss) / len(loss)}

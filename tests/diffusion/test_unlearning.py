@@ -354,7 +354,7 @@ def test_the_options_of_one_concept(mini, mini_pipe, quick, handed_on, spy):
     assert now.search is search and now.validates == {NAME: validate} and now.targets == [mini, mini_pipe]
     assert set(now.probed) <= set(retain.captions)
     slug.unlearn_pipeline(mini_pipe, mini, quick)
-    assert handed_on[1].search is SEARCH and slug.StepSearch(margin=2.0) == SEARCH
+    assert handed_on[1].search is SEARCH and slug.StepSearch("margin", 2.0) == SEARCH
 
 
 def test_names_are_tasks_of_the_world(mini, mini_pipe, handed_on, spy, monkeypatch):

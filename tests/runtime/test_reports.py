@@ -27,7 +27,7 @@ def report(score, drop=True, name="Ada", **settings):
 
 def test_what_was_asked_and_what_was_reached():
     one = report(after(), margin=3.0, evaluations=7)
-    assert (one.rule, one.margin, one.evaluations, one.max_accuracy_drop) == ("margin", 3.0, 7, 0.005)
+    assert (one.rule, one.margin, one.evaluations, one.max_accuracy_drop) == ("top5", 3.0, 7, 0.005)
     assert (one.forget_accuracy, one.standardized_margin, one.forgotten) == (0.0, 5.0, True)
     assert (one.retained_before, one.retained_after, one.split) == (0.9, 0.9, None)
     assert one.all_reached and one.missed == [] and shortfall(one) == "" == shortfall(None)
@@ -38,7 +38,8 @@ def test_what_was_asked_and_what_was_reached():
     [
         (after(margin=2.0), {}, "a margin of 2 standard deviations where 4 were asked for"),
         (after(accuracy=0.25, margin=9.0), {"rule": "top1"}, "not forgotten by the rule 'top1', forget accuracy 25.0%"),
-        (after(accuracy=0.04, margin=9.0), {}, "not forgotten by the rule 'margin', forget accuracy 4.0%"),
+        (after(accuracy=0.04, margin=9.0), {"rule": "margin"}, "by the rule 'margin', forget accuracy 4.0%"),
+        (after() | {"forget_accuracy5": 0.25}, {}, "by the rule 'top5': its name is among the best five for some"),
         (after(kept=0.89), {}, "retained accuracy 90.00% -> 89.00%, where a drop of 0.5 points was allowed"),
         (after(kept=float("-inf")), {}, "retained accuracy"),
     ],

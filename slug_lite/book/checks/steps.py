@@ -106,7 +106,7 @@ def check_ex_step_backwards(margins: Any, accuracy_tells: Any = False) -> str:
 @cache
 def _searched(margin: float | None) -> Found:
     """The chapter's search for a step, by a margin, or by the rule of no hit."""
-    rule = StepSearch(rule="top1") if margin is None else StepSearch(margin=margin)
+    rule = StepSearch(rule="top1") if margin is None else StepSearch("margin", margin)
     return search_step(mini(), _layer(), forget_gradient(NAME, _layer()), own_scorer(NAME), rule)
 
 
