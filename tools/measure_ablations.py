@@ -15,7 +15,7 @@ Everything is measured on fresh test pictures, with the same search of the step 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,17 +41,6 @@ RANDOM = 2  # random directions
 RANKS = (1, 2, 4, 8, 16, 32)
 Deltas = dict[str, Tensor]
 RETAIN_SEEDS, SIZES, SMALL = (1, 2), (16, 32, 64, 128, 256, 512), 16
-
-
-def either(search: Callable[[slug.StepSearch], tuple]) -> tuple:
-    """As `unlearn` does: where the whole margin is out of reach, half of it is asked for."""
-    tries = 0
-    for margin in (SEARCH.margin, SEARCH.margin / 2):
-        found, more = search(replace(SEARCH, margin=margin))
-        tries += more
-        if found is not None:
-            break
-    return found, tries, margin
 
 
 @torch.no_grad()
@@ -105,43 +94,37 @@ class Concept:
         about = {"length": round(length, 4), "relative": round(length / size, 4)}
         return self.report.row(edit, [self.name]) | about
 
-    def search(self, layer: str, gradient: Tensor) -> tuple[Found | None, int, float]:
-        def once(search: slug.StepSearch) -> tuple[Found | None, int]:
-            found = search_step(self.clip, layer, gradient, self.scorer, search)
-            return (found if found.step is not None else None), len(found.trace)
-
-        return either(once)
+    def search(self, layer: str, gradient: Tensor) -> tuple[Found | None, int]:
+        found = search_step(self.clip, layer, gradient, self.scorer, SEARCH)
+        return (found if found.step is not None else None), len(found.trace)
 
     def layers(self) -> list[dict]:
         """One row a layer; keeps what was found for `choose`."""
         rows, self.found = [], {}
         for layer, s in self.stats.iterrows():
-            search, tries, asked = self.search(layer, self.g_f[layer])
-            self.found[layer] = (search, tries, asked)
+            search, tries = self.search(layer, self.g_f[layer])
+            self.found[layer] = search
             row = {"part": "layers", **self.about, "layer": layer, "tower": s.tower, "tries": tries}
             row |= (
                 s[["importance", "alignment", "cosine", "forget_norm", "retain_norm"]].astype(float).round(6).to_dict()
             )
             if search is not None:
-                row |= {"asked": asked, "step": search.step, **self.row({layer: self.delta(layer)})}
+                row |= {"step": search.step, **self.row({layer: self.delta(layer)})}
                 row |= {k: round(search.score[k], 5) for k in ("retain_accuracy", "retain_loss")}
             rows.append(row)
         return rows
 
     def delta(self, layer: str) -> Tensor:
-        return make_delta(self.g_f[layer], self.found[layer][0].step)
+        return make_delta(self.g_f[layer], self.found[layer].step)
 
     def choose(self, stats: pd.DataFrame, fronts: int = SEARCH.fronts) -> tuple[str | None, int]:
         """The layer that `unlearn` takes with these statistics, and how many layers it tries."""
-        for asked in (SEARCH.margin, SEARCH.margin / 2):
-            tried = list[str]()
-            for front in slug.pareto_fronts(stats, fronts, by=SEARCH.measure):
-                tried += front
-                able = {n: self.found[n][0] for n in tried if self.found[n][0] and self.found[n][2] == asked}
-                layer = next(iter(by_preference(able)), None)
-                if layer is not None and able[layer].score["retain_accuracy"] >= self.enough:
-                    break
-            if layer is not None:
+        tried = list[str]()
+        for front in slug.pareto_fronts(stats, fronts, by=SEARCH.measure):
+            tried += front
+            able = {n: self.found[n] for n in tried if self.found[n]}
+            layer = next(iter(by_preference(able)), None)
+            if layer is not None and able[layer].score["retain_accuracy"] >= self.enough:
                 break
         return layer, len(tried)
 
@@ -171,13 +154,13 @@ class Concept:
         own = replace(whole, pairs=mine, names=names, templates=templates)
         for way, (direction, begin) in ways.items():
             along = {n: d for n, d in direction.items() if n in unit}
-            deltas, tries, asked = either(partial(search_together, self.clip, own, along, begin))
-            rows.append(self.arm(way, deltas, tries, asked=asked, layers=len(along)))
+            deltas, tries = search_together(self.clip, own, along, begin, SEARCH)
+            rows.append(self.arm(way, deltas, tries, layers=len(along)))
         return rows
 
     def harmless(self) -> list[str]:
-        """Layers that forget with the whole margin and keep what `unlearn` asks for, on validation pictures."""
-        able = {n: search for n, (search, _, asked) in self.found.items() if search and asked == SEARCH.margin}
+        """Layers that forget and keep what `unlearn` asks for, on validation pictures."""
+        able = {n: search for n, search in self.found.items() if search}
         return [n for n, search in able.items() if search.score["retain_accuracy"] >= self.enough]
 
     def arms(self) -> list[dict]:
@@ -190,9 +173,9 @@ class Concept:
         rows += self.wholes(self.harmless())
 
         def searched(way: str, where: str, gradient: Tensor, seed: int = 0) -> None:
-            search, tries, asked = self.search(where, gradient)
+            search, tries = self.search(where, gradient)
             deltas = None if search is None else {where: make_delta(gradient, search.step)}
-            rows.append(self.arm(way, deltas, tries, seed, layer=where, asked=asked))
+            rows.append(self.arm(way, deltas, tries, seed, layer=where))
 
         most = str(self.stats["importance"].idxmax())
         for way, where in (("projected", layer), ("projected_important", most)):

@@ -46,7 +46,7 @@ def significant(value: float) -> float:
 
 def outcomes(name: str, gradients: slug.Gradients) -> dict[str, dict]:
     """For each layer of the model: how far to go in it, and what that does."""
-    found = search_layers(clip(), gradients.forget, list(gradients.stats.index), small(name))
+    found = search_layers(clip(), gradients.forget, list(gradients.stats.index), small(name), slug.StepSearch("margin"))
     scorer, out = scorer_of(small(name, n=24, every=3, split="test"), clip()), {}
     for layer, search in found.items():
         out[layer] = {"relative": None}

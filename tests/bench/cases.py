@@ -37,6 +37,7 @@ from slug_lite.validation import scorer_of
 
 world = slug.toonworld
 NAME = "Ada Sunfield"
+BY_MARGIN = slug.StepSearch("margin")  # which may stop before all tries are used
 
 
 def peak() -> float:
@@ -175,12 +176,12 @@ def search(clip: slug.Clip, images: int, prompts: int) -> dict:
     for layer in slug.pareto_front(found.stats):
         gradient = found.forget[layer]
         start = time.perf_counter()
-        ours = search_step(clip, layer, gradient, scorer)
+        ours = search_step(clip, layer, gradient, scorer, BY_MARGIN)
         taken = time.perf_counter() - start
         steps = [k * first_step(clip.weights()[layer], gradient) for k in (1, 2)]
         plain = sum(seconds(partial(plain_try, clip, layer, make_delta(gradient, x), score)) for x in steps) / 2
         with patch.object(bracket, "PRECISION", 0.0):  # all tries are used
-            longest = search_step(clip, layer, gradient, scorer)
+            longest = search_step(clip, layer, gradient, scorer, BY_MARGIN)
         rows.append({
             "layer": layer, "tower": clip.tower(layer), "ours_s": taken, "plain_s": 10 * plain,
             "ratio": 10 * plain / taken, "tries": len(ours.trace), "step": ours.step, "plain_step": longest.step,
@@ -274,7 +275,7 @@ def unlearn(
         with suppress(slug.NothingForgets):  # random weights know nobody; time and memory are what is asked
             slug.unlearn(
                 clip, f, r, validate=score, tower=tower, memory=slug.Memory(batch, passes),
-                search=slug.StepSearch(evaluations=tries, fronts=3 if tries > 1 else 1),
+                search=slug.StepSearch("margin", evaluations=tries, fronts=3 if tries > 1 else 1),
             )  # fmt: skip
     return {"seconds": time.perf_counter() - start, "peak_mb": peak() - BASELINE} | sizes(clip)
 
