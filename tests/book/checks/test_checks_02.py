@@ -98,9 +98,10 @@ def test_average(chapter):
     factor, left, auc, js = (list(map(float, column)) for column in zip(*rows, strict=True))
     v = names["vectors"]["retrained"]
     retrained = evaluation.auc(v["fresh"] @ v["names"][names["ada"]], v["others"] @ v["names"][names["ada"]])
-    assert "check: right" in said and factor[js.index(min(js))] == 1  # "least at the step that was taken"
+    assert "check: right" in said and factor[js.index(min(js))] == 0.75  # "least at three quarters of the step"
+    assert js[factor.index(1)] < 1.15 * min(js)  # "hardly larger at the step that was taken"
     near = min(range(len(auc)), key=lambda k: abs(auc[k] - retrained))
-    assert factor[near] == 0.75 and left[near] > 0  # "at three quarters of it, where part is still recognised"
+    assert 0 < left[factor.index(0.75)] < 10 and factor[near] <= 0.5 and left[near] > 50  # "a few", "most are"
     assert auc[factor.index(1.5)] > 0.5 >= auc[factor.index(2.0)]  # "reaches one half only beyond one and a half times"
 
 
