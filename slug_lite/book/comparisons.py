@@ -64,6 +64,21 @@ def compare(differences: Mapping[str, Sequence[float]], *, digits: int = 2) -> p
     return table
 
 
+def with_interval(values: Sequence[float], digits: int = 1, *, times: float = 1.0, sign: str = "") -> str:
+    """The mean of one number a concept, and its 95 % interval from resampling concepts, as text: "1.7 (1.0 to 2.6)".
+
+    Where all are alike there is nothing to resample, and no interval: "0.0 (all alike)". times: what the numbers are
+    multiplied by, 100 for per cent; sign: "+" to show it. ValueError for none.
+    """
+    values = [times * float(value) for value in values]
+    if not values:
+        raise ValueError("no numbers given: there is nothing to average")
+    mean, low, high = (round(x, digits) + 0.0 for x in (np.mean(values), *interval(values)))  # no minus before a zero
+    if max(values) - min(values) <= TIED:
+        return f"{mean:{sign}.{digits}f} (all alike)"
+    return f"{mean:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+
+
 def said(table: pd.DataFrame) -> str:
     """What a table of `compare` says as a whole: how many would differ by chance, how many intervals do, which stay."""
     many, stay = len(table), table.index[table["p (Holm)"].astype(float) <= 0.05]

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from slug_lite.book.comparisons import EXACT, compare, holm, said, sign_flip
+from slug_lite.book.comparisons import EXACT, compare, holm, said, sign_flip, with_interval
+from slug_lite.world.evaluation import interval
 
 
 def test_signs_that_all_point_one_way_are_the_rarest_there_can_be():
@@ -54,3 +55,14 @@ def test_a_table_counts_concepts_and_says_how_many_comparisons_there_are():
 def test_nothing_to_compare_is_told():
     with pytest.raises(ValueError, match="nothing to compare"):
         sign_flip([])
+
+
+def test_a_mean_has_its_interval_and_none_where_there_is_nothing_to_resample():
+    values = [0.0, 0.0, 0.02, 0.04]
+    low, high = interval([100 * v for v in values])
+    assert with_interval(values, times=100) == f"1.5 ({low:.1f} to {high:.1f})" and low < 1.5 < high
+    assert with_interval([0.0, 0.0], 2) == "0.00 (all alike)" and with_interval([3], times=2) == "6.0 (all alike)"
+    assert with_interval(-np.array(values), sign="+").startswith("+0.0 (")  # no minus before a zero
+    assert with_interval([1, 2], sign="+").startswith("+1.5 (")
+    with pytest.raises(ValueError, match="nothing to average"):
+        with_interval([])

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium wi
 PARTS = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
 PAGES = ["book/index", *[chapter["file"] for part in PARTS for chapter in part["chapters"]]]
 # chapters that open with their result: a title, a sentence, a picture
-OPENED = ("00_forget_in_sixty_seconds", "01_clip_and_what_it_knows", "02_what_it_means_to_forget",
+OPENED = ("00_forget_in_sixty_seconds", "00b_slug_and_ours", "01_clip_and_what_it_knows", "02_what_it_means_to_forget",
           "03_one_gradient_each", "04_which_layer", "05_how_far", "06_why_one_layer_is_enough", "07_many_names",
           "07b_reading_the_official_code", "08_from_words_to_pictures", "09_unlearning_in_stable_diffusion",
           "10_characters_and_protected_content", "11_styles_and_objects", "A1_training_mini_clip",
