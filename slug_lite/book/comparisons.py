@@ -44,16 +44,18 @@ def compare(differences: Mapping[str, Sequence[float]], *, digits: int = 2) -> p
     """One row a comparison, for numbers of which less is better; all rows are one family in "p (Holm)".
 
     differences: for each comparison its own minus the other's, one number a concept. The interval is a bootstrap over
-    the concepts, 95 %, each by itself; better, worse and tied count concepts. `said` makes a sentence of the table.
+    the concepts, 95 %, each by itself, and none where all are alike; better, worse and tied count concepts. `said`
+    makes a sentence of the table.
     """
     rows, apart = {}, 0
     for label, values in differences.items():
         values = np.asarray(values, float)
         low, high = interval(values.tolist())
         apart += low > TIED or high < -TIED
+        span = f"{low + 0:+.{digits}f} to {high + 0:+.{digits}f}"
         rows[label] = {
             "difference": f"{values.mean() + 0:+.{digits}f}",
-            "95 % interval": f"{low + 0:+.{digits}f} to {high + 0:+.{digits}f}",
+            "95 % interval": span if np.ptp(values) > TIED else "all alike",
             "better": int((values < -TIED).sum()), "worse": int((values > TIED).sum()),
             "tied": int((abs(values) <= TIED).sum()), "p": sign_flip(values),
         }  # fmt: skip

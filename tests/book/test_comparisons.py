@@ -66,3 +66,7 @@ def test_a_mean_has_its_interval_and_none_where_there_is_nothing_to_resample():
     assert with_interval([1, 2], sign="+").startswith("+1.5 (")
     with pytest.raises(ValueError, match="nothing to average"):
         with_interval([])
+
+
+def test_differences_that_are_all_alike_have_no_interval():
+    assert list(compare({"none": [0.0] * 5, "some": [0.0, 1.0]})["95 % interval"]) == ["all alike", "+0.00 to +1.00"]
