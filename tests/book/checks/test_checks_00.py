@@ -30,7 +30,7 @@ def test_somebody_else(chapter):
     assert [(name, who == "nobody") for name, who in dear] == [
         ("Dario Lindqvist", True), ("Zorbo", False), ("cat", True), ("Clay", True)
     ]  # fmt: skip
-    assert len(dear[1][1].split(", ")) == 3
+    assert 1 < len(dear[1][1].split(", ")) < 7
     assert "objects cost the others least on average" in text
     assert room._lost().idxmin() == "objects"
     assert "all kinds a fraction of a point" in text and room._lost().max() < 1
