@@ -40,7 +40,7 @@ def tasks_of(concepts: Sequence[str | Task], clip: Clip, seed: int = 0) -> list[
 
 def unlearn_several(
     clip: Clip, concepts: Sequence[str | Task], *, tower: str | None = None, protect: Sequence[Pairs] | None = None,
-    search: StepSearch = StepSearch(), memory: Memory = Memory(), seed: int = 0,
+    search: StepSearch = StepSearch("margin"), memory: Memory = Memory(), seed: int = 0,
 ) -> Edit:  # fmt: skip
     """Find one merged edit that makes `clip` forget several concepts; the model itself is left as it was.
 
@@ -48,6 +48,7 @@ def unlearn_several(
     with the others' edits on, in two rounds. All of them together may cost `search.max_accuracy_drop`.
 
     concepts: names of the mini world, or `Task`s, which share the first one's retain set. Others: as for `unlearn`.
+    search: by the margin, with which lists were measured; other names that go leave fewer to be the best five.
     protect: sets of pairs, one for each concept that is to stay, whose gradients are projected out of every step.
         None: what the first task says, for a name every other of the world; () steps along whole gradients, as the
         paper does. As many gradients as it has sets are held at a time, of as many layers as `memory.protected` bytes

@@ -38,6 +38,7 @@ from slug_lite.world.tasks import PROTECT
 
 SIZES = {0: (2, 3, 5, 10), 1: (5, 10), 2: (5,)}  # draw -> how many people; smaller sets are part of larger
 MIXED = 2  # draws of one person, one character, one object and one style
+BY_MARGIN = slug.StepSearch("margin")  # as `unlearn_several` has it
 PAIRED = 6  # people whose edits are put on one by one and two by two
 
 # where people's edits collide: the layer of each tower that edits of single people take most often
@@ -56,7 +57,7 @@ def mixed(number: int) -> list[str]:
 
 @cache  # each looked for once
 def single(name: str) -> slug.Edit:
-    return slug.unlearn(clip(), name, seed=SEED)
+    return slug.unlearn(clip(), name, search=BY_MARGIN, seed=SEED)
 
 
 @cache
@@ -71,7 +72,7 @@ def in_turn(names: list[str]) -> slug.Edit:
         retain = world.retain(names[: k + 1], 512, SEED)
         validate = world.validation(name, seed=SEED, without=names[:k])
         with slug.merge(edits).on(clip()) if edits else nullcontext():
-            edits.append(slug.unlearn(clip(), name, retain, validate=validate, seed=SEED))
+            edits.append(slug.unlearn(clip(), name, retain, validate=validate, search=BY_MARGIN, seed=SEED))
     return slug.merge(edits)
 
 

@@ -17,7 +17,7 @@ from ..validation import Validation
 
 def forget_in_layer(
     clip: Clip, layer: str, directions: Mapping[str, Tensor], validations: Mapping[str, Validation], *,
-    rounds: int = 2, search: StepSearch = StepSearch(),
+    rounds: int = 2, search: StepSearch = StepSearch("margin"),
 ) -> dict[str, Edit]:  # fmt: skip
     """For each concept the shortest step in `layer` that forgets it while the others' edits are on; one edit each.
 
