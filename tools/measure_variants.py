@@ -9,7 +9,7 @@ Three whole methods:
                the front that keeps most, the shortest step after which no validation picture is recognised
     released   SLUG (released code: top-5): as the script for CLIP, batches of 16 pairs, weights of norms allowed, and
                a step after which the name is among the best five for no picture
-    ours       as `unlearn` does: a margin, further fronts where the first costs too much
+    ours       as `unlearn` does: top-5, further fronts where the first costs too much
 
 What the released code does otherwise, one change to "paper" at a time:
 
