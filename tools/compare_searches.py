@@ -32,7 +32,6 @@ from measuring import CLIP, JUDGE, SD, Measurement, Unit, run
 import slug_lite as slug
 from slug_lite.algorithm import candidate_fronts, gradients_of
 from slug_lite.book.results import load_rows
-from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.diffusion.precondition import input_moments, precondition
 from slug_lite.diffusion.unlearning import LONGER, PROBED, SEARCH, has_layer, reaches_all, shift
 from slug_lite.search import by_preference, make_delta, search_layers
@@ -96,7 +95,7 @@ def found(asked: Asked, salt: str) -> np.ndarray:
             torch.Generator().manual_seed(zlib.crc32(f"{text}|{salt}|{start + k}".encode()))
             for k, text in enumerate(some)
         ]
-        drawn = pipe()(some, generator=noise, guidance_scale=GUIDANCE, num_inference_steps=STEPS)
+        drawn = pipe()(some, generator=noise, num_inference_steps=STEPS)
         images += [np.asarray(image.convert("RGB")) for image in drawn.images]
     seen = judge()(np.stack(images))
     return np.array([

@@ -29,7 +29,6 @@ from measuring import CLIP, JUDGE, SD, Measurement, Unit, run
 
 import slug_lite as slug
 from slug_lite.algorithm import best_edit, candidate_fronts, gradients_of
-from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.diffusion.precondition import input_moments, precondition
 from slug_lite.diffusion.unlearning import LONGER, PROBED, SEARCH, has_layer
 from slug_lite.pretrain.judge import nobodies
@@ -180,7 +179,7 @@ def row(name: str, images: np.ndarray, good: float) -> dict:
 
 if __name__ == "__main__":
     settings = {
-        "seed": SEED, "steps": STEPS, "noises": NOISES, "guidance": GUIDANCE, "half": "report", "names": NAMES,
+        "seed": SEED, "steps": STEPS, "noises": NOISES, "half": "report", "names": NAMES,
         "ours": [SEARCH.margin, SEARCH.fronts, LONGER, PROBED],
     }  # fmt: skip
     units = [Unit((name,), partial(measure, name)) for name in NAMES]

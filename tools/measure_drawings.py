@@ -1,15 +1,17 @@
-"""Unlearn in mini Stable Diffusion, concept by concept, and count what the judge finds in fresh pictures.
+"""Unlearn in mini Stable Diffusion, concept by concept, and count what the judge finds: other words, and the grid.
 
-python tools/measure_drawings.py                  an hour or so on two cores; goes on where it stopped
-python tools/measure_drawings.py --only PART      names (around with it) or canvas; the other part stays as it ships
+python tools/measure_drawings.py                  an hour and a half of one core; goes on where it stopped
+python tools/measure_drawings.py --only PART      around or canvas; the other part stays as it ships
 
-    names    ten people and four characters: found before and after, with the step that CLIP needs and with the longer
-             one; and ten other concepts, from equal noise, in pictures that showed them
-    around   the same edits, asked for by other words: misspelt, described, both
-    canvas   all styles and eight objects: UA, IRA and CRA on the grid of objects and styles, Fréchet distances
+    around   people and characters, asked for by other words: misspelt, described, both
+    canvas   styles and objects: UA, IRA and CRA on the grid of objects and styles, Fréchet distances
 
-Seeds of these pictures are others than those that gradient and search have seen, and so are their sentences (the split
-"test"), but for the other words and the grid, which are asked for in sentences of training.
+All of the report half (of its objects half), and the styles of the development half beside them, named so: the rules
+that make an edit were chosen on them. Seeds of these pictures are others than those that gradient and search have seen;
+the grid and the other words are asked for in sentences of training. As `pipe(prompt)` draws, with fewer steps.
+
+UA counts pictures that showed the concept before the edit, from the same noise: what was not there cannot be forgotten.
+The concept's own cells are drawn several times over, for a share of a few pictures is a coarse thing.
 """
 
 from __future__ import annotations
@@ -26,20 +28,17 @@ from fresh_pictures import SEED, clip, world
 from measuring import CLIP, JUDGE, SD, Measurement, Unit, run
 
 import slug_lite as slug
-from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.diffusion.precondition import DAMPING
 from slug_lite.diffusion.unlearning import LONGER, PROBED, SEARCH
-from slug_lite.search import make_delta
 from slug_lite.world.captions import looks
 
-REPORT, SEEDS = 1000, 8  # seed of the pictures reported on, and how many of each
+PICTURED, SEEDS = 1000, 8  # seed of the pictures reported on, and how many of each other word
+OWN_SEEDS = 4  # pictures of each of the concept's own cells
 ASK = {"people": "a portrait of {}", "characters": "a picture of {}"}
-rng = np.random.default_rng(SEED)
-PEOPLE = ["Ada Sunfield", *(str(n) for n in rng.permutation(world.PEOPLE) if n != "Ada Sunfield")][:10]
-CHARACTERS = [str(n) for n in rng.permutation(world.CHARACTERS)[:4]]
-THINGS = [str(n) for n in rng.permutation(world.OBJECTS)[:8]]
+NAMES = [name for kind in ASK for name in world.REPORT[kind]]
+THINGS = world.REPORT["objects"][::2]
 CELLS = world.cells("train")
-GRID_SEEDS = 1
+HALF = {name: half for half in ("DEVELOPMENT", "REPORT") for names in getattr(world, half).values() for name in names}
 Asked = tuple[str, ...]
 
 
@@ -47,36 +46,30 @@ pipe = cache(partial(slug.load_diffusion, "mini", device="cpu"))
 judge = cache(slug.load_judge)
 
 
-def draw(prompt: str | Asked, n: int, seed: int = REPORT, guidance: float | None = GUIDANCE) -> slug.Pairs:
+def draw(prompt: str | Asked, n: int, seed: int = PICTURED) -> slug.Pairs:
     """With as many steps as the solver needs."""
-    return slug.generated_pairs(pipe(), prompt, n, seed=seed, batch_size=16, steps=20, guidance_scale=guidance)
+    return slug.generated_pairs(pipe(), prompt, n, seed=seed, batch_size=16, steps=20)
 
 
-def found(prompt: str | Asked, name: str, guidance: float | None = GUIDANCE) -> np.ndarray:
+def found(prompt: str | Asked, name: str) -> np.ndarray:
     """In which of 8 pictures of the prompt, or of several in turn, the judge finds the name."""
-    return judge().finds(draw(prompt, SEEDS, guidance=guidance), name)
+    return judge().finds(draw(prompt, SEEDS), name)
 
 
 untouched = cache(found)  # by the pipeline as it is, asked once
 
 
-def grid() -> tuple[np.ndarray, pd.DataFrame]:
-    """Pictures of every cell, and what the judge sees in them."""
-    prompts = tuple(f"a picture of a {thing} in {style} style" for thing, style in CELLS)
-    images = np.concatenate([draw(prompts, len(CELLS), REPORT + k).images for k in range(GRID_SEEDS)])
+def drawn(cells: list[tuple[str, str]], seeds: int = 1) -> tuple[np.ndarray, pd.DataFrame]:
+    """Pictures of every cell, seeds of each, and what the judge sees in them."""
+    prompts = tuple(f"a picture of a {thing} in {style} style" for thing, style in cells)
+    images = np.concatenate([draw(prompts, len(cells), PICTURED + k).images for k in range(seeds)])
     return images, judge()(images)
 
 
 @cache
 def untouched_grid() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
-    """`grid` by the pipeline as it is, and renderings of the same cells."""
-    real = [world.renderings(cell, GRID_SEEDS, seed=SEED, split="test") for cell in CELLS]
-    return *grid(), np.concatenate(real)
-
-
-def ask(name: str) -> Asked:
-    """The sentences of the split "test" that name it."""
-    return tuple(template.format(name) for template in world.templates(world.kind_of(name), "test"))
+    """All cells by the pipeline as it is, and a rendering of each."""
+    return *drawn(CELLS), np.concatenate([world.renderings(cell, 1, seed=SEED, split="test") for cell in CELLS])
 
 
 def ways(name: str) -> dict[str, str]:
@@ -118,32 +111,10 @@ def share(hits: np.ndarray | list) -> float:
     return round(float(np.mean(hits)), 4)
 
 
-def names(name: str) -> list[dict]:
-    """A row of "names", and those of "around"."""
+def around(name: str) -> list[dict]:
+    """A row of each way to ask."""
     edit, about = unlearn(name)
-    of_clip = edit.step / LONGER
-    before, strong = untouched(ask(name), name), [found(ask(name), name, None)]
-    with edit.on(pipe()):
-        after = found(ask(name), name)
-        strong.append(found(ask(name), name, None))
-    delta = make_delta(edit.delta.float() / edit.step, of_clip)
-    with slug.Edit({edit.layer: delta}, {edit.layer: of_clip}, name, edit.base).on(pipe()):
-        short = found(ask(name), name)
-    row = {"part": "names", **about, "before": share(before), "after": share(after), "clip_step": share(short),
-           "strong_before": share(strong[0]), "strong_after": share(strong[1])}  # fmt: skip
-    mine = np.random.default_rng([SEED, len(name), ord(name[0])])
-    kinds = ["people"] * 5 + ["characters", "objects", "objects", "objects", "styles"]
-    others: list[str] = []
-    for kind in kinds:
-        left = [n for n in world.NAMES[kind] if n not in (name, *others)]
-        others.append(str(mine.choice(left)))
-    had = {other: untouched(ask(other), other) for other in others}
-    with edit.on(pipe()):
-        has = {other: found(ask(other), other) for other in others}
-    cases = sum(int(had[o].sum()) for o in others)
-    kept = sum(int((had[o] & has[o]).sum()) for o in others)
-    row |= {"others": others, "cases": cases, "kept": round(kept / cases, 4)}
-    rows = [row]
+    rows = []
     for way, prompt in ways(name).items():
         plain = untouched(prompt, name)
         with edit.on(pipe()):
@@ -154,46 +125,60 @@ def names(name: str) -> list[dict]:
 
 
 def canvas(name: str) -> list[dict]:
+    """The row of one concept."""
     edit, about = unlearn(name)
+    own, column = (0, "name") if name in world.OBJECTS else (1, "style")
+    others = np.array([cell[own] != name for cell in CELLS])
+    mine = [cell for cell in CELLS if cell[own] == name]
     images, seen, rendered = untouched_grid()
+    _, mine_seen = drawn(mine, OWN_SEEDS)
     with edit.on(pipe()):
-        drawn, found = grid()
-    asked = CELLS * GRID_SEEDS
-    own = 0 if name in world.OBJECTS else 1
-    left = np.array([cell[own] != name for cell in asked])
-    truth = np.array([cell[own] != name for cell in CELLS for _ in range(GRID_SEEDS)])
-    real = judge().features(rendered[truth])
-    scores, plain = slug.canvas(asked, found, name), slug.canvas(asked, seen, name)
-    column = "name" if own == 0 else "style"
+        after, found = drawn(CELLS)
+        _, mine_found = drawn(mine, OWN_SEEDS)
+    showed = (mine_seen[column] == name).to_numpy()
+
+    def scores(grid: pd.DataFrame, cells: pd.DataFrame) -> dict[str, float]:
+        asked = [cell for cell in CELLS if cell[own] != name] + mine * OWN_SEEDS
+        return slug.canvas(asked, pd.concat([grid[others], cells], ignore_index=True), name)
+
+    def of_shown() -> float:
+        """UA of the pictures that showed the concept before."""
+        return 1 - share(mine_found[column][showed] == name)
+
+    plain = scores(seen, mine_seen)
     wrong = Counter(
-        (cell[own], str(answer)) for cell, answer in zip(asked, found[column], strict=True)
+        (cell[own], str(answer)) for cell, answer in zip(CELLS, found[column], strict=True)
         if cell[own] not in (name, answer)
     )  # fmt: skip
+    real = judge().features(rendered[others])
     return [
-        {"part": "canvas", "domain": about["kind"], **about, **{k: round(v, 4) for k, v in scores.items()}}
+        {"part": "canvas", "domain": about["kind"], "half": HALF[name].lower(), **about}
+        | {k: round(v, 4) for k, v in (scores(found, mine_found) | {"UA": of_shown()}).items()}
         | {f"{k}_before": round(v, 4) for k, v in plain.items()}
+        | {"showed": int(showed.sum()), "drawn": len(showed)}
         | {
-            "frechet": round(slug.frechet(judge().features(drawn[left]), real), 4),
-            "frechet_before": round(slug.frechet(judge().features(images[left]), real), 4),
+            "frechet": round(slug.frechet(judge().features(after[others]), real), 4),
+            "frechet_before": round(slug.frechet(judge().features(images[others]), real), 4),
             "confused": [[a, b, n] for (a, b), n in wrong.most_common(8)],
+            "instead": Counter(mine_found[column].astype(str)).most_common(5),
         }
     ]
 
 
 def measure(part: str, name: str) -> list[dict]:
     try:
-        return {"names": names, "canvas": canvas}[part](name)
+        return {"around": around, "canvas": canvas}[part](name)
     except slug.NothingForgets as error:
         return [{"part": part, "name": name, "kind": world.kind_of(name), "failed": str(error)[:200]}]
 
 
 if __name__ == "__main__":
     settings = {
-        "seed": SEED, "report_seed": REPORT, "seeds": SEEDS, "guidance": GUIDANCE, "strong_guidance": 7.5,
-        "grid_seeds": GRID_SEEDS, "search": [SEARCH.margin, SEARCH.fronts, LONGER, PROBED, DAMPING],
-        "ways": [*ways(world.PEOPLE[0])],
+        "seed": SEED, "report_seed": PICTURED, "seeds": SEEDS, "own_seeds": OWN_SEEDS,
+        "search": [SEARCH.margin, SEARCH.fronts, LONGER, PROBED, DAMPING], "ways": [*ways(world.PEOPLE[0])],
     }  # fmt: skip
-    parts = {"names": ("names", "around"), "canvas": ("canvas",)}
-    work = [("names", n) for n in PEOPLE + CHARACTERS] + [("canvas", n) for n in (*world.STYLES, *THINGS)]
+    work = [("around", n) for n in NAMES]
+    work += [("canvas", n) for n in (*world.REPORT["styles"], *world.DEVELOPMENT["styles"], *THINGS)]
     units = [Unit(key, partial(measure, *key)) for key in work]
+    parts = {"around": ("around",), "canvas": ("canvas",)}
     run(Measurement("drawings", Path(__file__), settings, (CLIP, SD, JUDGE), parts), units)

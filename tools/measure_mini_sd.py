@@ -27,8 +27,8 @@ from PIL import Image
 
 import slug_lite as slug
 from slug_lite.book import results
-from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.pretrain.autoencoder import psnr, signed
+from slug_lite.pretrain.guidance import GuidanceRecipe
 from slug_lite.pretrain.latents import hidden_states
 from slug_lite.pretrain.pipeline import sample
 
@@ -115,7 +115,7 @@ if __name__ == "__main__":
     parser = options(Path(__file__))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[8])
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--guidance", type=float, default=GuidanceRecipe.student)
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 20])
     parser.add_argument("--unet", choices=("guidance", "unet"), default="guidance", help="after which stage")
     parser.add_argument("--name", default="measured", help="of the file that is written")

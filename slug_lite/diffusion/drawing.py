@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 TRIES = 4  # of a picture that comes out broken, each from noise of its own, before it is an error
-GUIDANCE = 3.2  # what suits mini Stable Diffusion; diffusers' own 7.5 oversaturates the pictures of so small a UNet
 
 
 def check_draws(pipe: object) -> None:

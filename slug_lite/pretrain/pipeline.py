@@ -14,9 +14,9 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.drawing import GUIDANCE
 from ..diffusion.text_encoder import text_encoder_from
 from ..models import Clip
+from .guidance import GuidanceRecipe
 from .unet import NOISE
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def scheduler() -> object:
 
 @torch.no_grad()
 def sample(
-    unet: nn.Module, vae: nn.Module, states: Tensor, nothing: Tensor, seed: int = 0, guidance: float = GUIDANCE,
-    steps: int = 20,
+    unet: nn.Module, vae: nn.Module, states: Tensor, nothing: Tensor, seed: int = 0,
+    guidance: float = GuidanceRecipe.student, steps: int = 20,
 ) -> np.ndarray:  # fmt: skip
     """Pictures for hidden states (n, context length, width), as the finished pipeline draws them: uint8 (n, 64, 64, 3).
 

@@ -15,7 +15,6 @@ from small_pipelines import same, state
 from torch.utils.flop_counter import FlopCounterMode
 
 import slug_lite as slug
-from slug_lite.diffusion.drawing import GUIDANCE
 from slug_lite.diffusion.text_encoder import text_encoder_from
 from slug_lite.diffusion.unlearning import SEARCH
 from slug_lite.pretrain.autoencoder import psnr
@@ -43,7 +42,6 @@ def judge():
 
 
 def draw(pipe, prompts, n, seed=7, **settings):
-    settings = {"guidance_scale": GUIDANCE} | settings
     return slug.generated_pairs(pipe, prompts, n, seed=seed, steps=20, batch_size=8, progress=False, **settings)
 
 
@@ -112,7 +110,7 @@ def test_it_draws_what_it_is_asked_for(drawn, judge):
 
 
 def test_guidance_works(pipe, judge):
-    plain, guided = (draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w) for w in (1.0, GUIDANCE))
+    plain, guided = (draw(pipe, "a fox in Fineliner style", 8, guidance_scale=w) for w in (1.0, None))
     assert judge.finds(guided, "Fineliner").mean() >= max(judge.finds(plain, "Fineliner").mean(), 0.75)
     assert abs(plain.images.astype(int) - guided.images).mean() > 3
 
@@ -121,6 +119,18 @@ def test_the_pipelines_own_defaults_give_good_pictures(pipe, judge):
     seeds = [torch.Generator().manual_seed(k) for k in range(4)]
     drawn = pipe("a portrait of Ada Sunfield", num_images_per_prompt=4, generator=seeds).images
     assert judge.finds(drawn, "Ada Sunfield").mean() >= 0.75
+
+
+def test_everybodys_first_call_draws_what_it_asks_for(pipe, judge):
+    """With diffusers' own guidance and number of steps, one picture each of a third of the names and of all styles."""
+    asked = [(f"a portrait of {name}", name) for name in world.PEOPLE[::3]]
+    asked += [(f"a picture of {name}", name) for name in world.CHARACTERS]
+    asked += [(f"a picture of a {name}", name) for name in world.OBJECTS[::3]]
+    asked += [(f"a picture in {name} style", name) for name in world.STYLES]
+    pictures = pipe([text for text, _ in asked], generator=[torch.Generator().manual_seed(9)] * len(asked)).images
+    table = judge(pictures)
+    found = [name in (table["name"][k], table["style"][k]) for k, (_, name) in enumerate(asked)]
+    assert len(asked) >= 35 and np.mean(found) >= 0.9, [asked[k][1] for k in np.flatnonzero(~np.array(found))]
 
 
 def test_the_whole_count_is_as_good_as_promised():
