@@ -35,7 +35,7 @@ from .unet import SHARES, averaged, noise_levels, noised, random_batch
 class GuidanceRecipe:
     """How guidance is distilled; the defaults are those of the shipped weights."""
 
-    steps: int = 3600
+    steps: int = 8000
     batch: int = 16  # pictures, each told its caption and none
     lr: float = 3e-4
     warmup: int = 50
