@@ -107,24 +107,23 @@ def check_ex_one_mean(rates: Any, shares: Any = None) -> str:
 
 
 def check_ex_one_best(another: Any, cost: Any) -> str:
-    """another: for how many concepts the loss alone picks another layer; cost: what the others lose more by it.
+    """another: for how many concepts the shortest edit is in another layer; cost: what the others lose more by it.
 
-    cost: points on the test pictures, the choice by loss minus that by accuracy, the mean over all eight concepts.
+    cost: points on the test pictures, the choice by length minus that by accuracy, the mean over all eight concepts.
     """
     layers, _ = _tables()
     able = layers.dropna(subset=["left"])
 
     def picked(some: pd.DataFrame, *by: str, turned: bool = False) -> pd.DataFrame:
-        """Of each concept the best row: high accuracy, low loss and cost, or the worst, `turned`."""
+        """Of each concept the best row: high accuracy, small numbers of all else, or the worst, `turned`."""
         up = [(column != "retain_accuracy") != turned for column in by]
         return some.sort_values(list(by), ascending=up, kind="stable").groupby("name").first()
 
-    by_accuracy, by_loss = picked(able, "retain_accuracy", "retain_loss"), picked(able, "retain_loss")
+    by_accuracy, by_length = picked(able, "retain_accuracy", "retain_loss"), picked(able, "relative")
     wrong = {
-        "the largest loss was picked: less is better": picked(able, "retain_loss", turned=True),
+        "the longest edit was picked, where the shortest is meant": picked(able, "relative", turned=True),
+        "the step was compared, which is in units of each layer's gradient: take `relative`": picked(able, "step"),
         "tuned on the report half: this choice looked at the test pictures": picked(able, "cost"),
-        "the lowest accuracy was picked, where the lowest loss is meant":
-            picked(able, "retain_accuracy", turned=True),
     }  # fmt: skip
 
     def changed(other: pd.DataFrame) -> int:
@@ -133,21 +132,20 @@ def check_ex_one_best(another: Any, cost: Any) -> str:
     def dearer(other: pd.DataFrame) -> float:
         return float((other["cost"] - by_accuracy["cost"]).mean())
 
-    count = verdict(another, changed(by_loss), {
-        "the concepts for which both pick the same layer": len(by_loss) - changed(by_loss),
+    count = verdict(another, changed(by_length), {
+        "the concepts for which both pick the same layer": len(by_length) - changed(by_length),
         **{label: changed(other) for label, other in wrong.items()},
     }, wanted="a number of concepts", rel=0.0, abs_=0.01)  # fmt: skip
-    many = len(by_loss)
-    mean = verdict(cost, dearer(by_loss), {
-        "the wrong sign: the choice by loss minus that by accuracy is meant (to pick by the test pictures, "
-            "tuned on the report half, gives this number too)": -dearer(by_loss),
-        "sum for mean: this is of all eight concepts together, or of the one concept alone": many * dearer(by_loss),
-        "what the choice by loss costs, not minus the other one": by_loss["cost"].mean(),
+    many = len(by_length)
+    mean = verdict(cost, dearer(by_length), {
+        "the wrong sign: the choice by length minus that by accuracy is meant": -dearer(by_length),
+        "sum for mean: this is of all eight concepts together, or of the one concept alone": many * dearer(by_length),
+        "what the choice by length costs, not minus the other one": by_length["cost"].mean(),
         "on validation pictures, and in shares: the question is what is lost on the test pictures":
-            float((by_accuracy["retain_accuracy"] - by_loss["retain_accuracy"]).mean()),
+            float((by_accuracy["retain_accuracy"] - by_length["retain_accuracy"]).mean()),
         **{label: dearer(other) for label, other in wrong.items()},
     }, wanted="points, a mean over concepts", rel=0.03, abs_=1e-3)  # fmt: skip
-    return one_by_one({"another": count, "cost": mean}, f"near {near(dearer(by_loss))} points in the mean")
+    return one_by_one({"another": count, "cost": mean}, f"near {near(dearer(by_length))} points in the mean")
 
 
 BLOCKS = ("visual.transformer.resblocks.", "transformer.resblocks.")
