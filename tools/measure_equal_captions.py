@@ -30,7 +30,6 @@ import slug_lite as slug
 from slug_lite import gradients
 from slug_lite.world.tasks import task
 
-BY_MARGIN = slug.StepSearch("margin")
 NUMBERS = {"people": 4, "characters": 2, "objects": 4, "styles": 2}
 CONCEPTS = [name for kind, n in NUMBERS.items() for name in world.NAMES[kind][:: len(world.NAMES[kind]) // n][:n]]
 
@@ -61,7 +60,7 @@ def measure(name: str) -> list[dict]:
         loss = pooling(captions) if way == "pooled" else gradients.retain_loss
         with patch.object(gradients, "retain_loss", loss):  # where `one_shot_gradients` looks for it
             found = slug.one_shot_gradients(clip(), given.forget, retain, keep=lambda stats: [], progress=False)
-            edit = slug.unlearn(clip(), given.forget, retain, validate=given.validate, search=BY_MARGIN)
+            edit = slug.unlearn(clip(), given.forget, retain, validate=given.validate)
         front = set(slug.pareto_front(found.stats))
         first = first or (found.stats.alignment.rank(), front)
         rows.append({
