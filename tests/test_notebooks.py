@@ -120,4 +120,4 @@ def test_the_setup_cell_on_colab_keeps_torch(monkeypatch, tmp_path):
 def test_a_title_begins_with_the_chapters_number(file):
     """As its file does, and so navigation, and links that say "chapter 5"."""
     title = "".join(json.loads(file.read_text())["cells"][0]["source"]).splitlines()[0]
-    assert title.startswith(f"# {file.stem.partition('_')[0].lstrip('0') or '0'}. ")
+    assert title.startswith(f"# {file.stem.partition('_')[0].removeprefix('0')}. ")
