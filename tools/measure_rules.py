@@ -4,9 +4,9 @@ python tools/measure_rules.py development     36 concepts; about forty minutes o
 python tools/measure_rules.py report          the other half, measured once, after the choice was made on the first
 
 The rules: "top-1", none of the validation pictures is recognised, the paper's; "top-5 of its kind" and "top-5 of all",
-the name is among the best five for none, among those of its kind or among all 72, the released code's (among some
-ten thousand names of people); "margin", none is recognised and the mean margin is four standard deviations wide. Each on
-the first front alone, as published, and on up to three where every layer of the front costs too much.
+the name is among the best five for none, among those of its kind or among all 72, the released code's (which asks among
+some ten thousand names of people); "margin", none is recognised and the mean margin is four standard deviations wide.
+Each on the first front alone, as published, and on up to three where every layer of the front costs too much.
 
 Gradients are taken once for all of a concept's rows, and no try is scored twice. Both halves have forget set, retain
 set and validation pictures of their own seed, and are reported on pictures of a third and captions of the split "test".
